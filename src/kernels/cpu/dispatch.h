@@ -1,0 +1,16 @@
+#pragma once
+
+#include "kernels/cpu/kernels.h"
+
+#include <string>
+
+namespace momentum_bn::kernels {
+
+/// The kernels for the instruction set that torch runs with (which ATEN_CPU_CAPABILITY can lower). Chosen once.
+const KernelTable& table();
+
+/// For example "DEFAULT AVX2 AVX512".
+std::string built_capabilities();
+std::string capability_in_use();
+
+}  // namespace momentum_bn::kernels

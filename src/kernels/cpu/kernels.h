@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+
+// The interface of the CPU kernels: pointers and sizes in, numbers out; no tensors, no dispatcher, no state.
+// One source (kernels.cpp) is compiled once per instruction set; dispatch.cpp picks.
+
+namespace momentum_bn::kernels {
+
+enum class Type { kFloat, kDouble, kBFloat16, kHalf };
+
+/// Dense values [outer][channels][inner]: NCHW is [N][C][HW], NHWC is [N * HW][C][1], (N, C) is [N][C][1].
+struct Shape {
+  int64_t outer;
+  int64_t channels;
+  int64_t inner;
+
+  int64_t values() const { return outer * channels * inner; }
+  int64_t values_per_channel() const { return outer * inner; }
+};
+
+/// Runs body(context, begin, end) over parts of [0, tasks), possibly at the same time.
+using Body = void (*)(void* context, int64_t begin, int64_t end);
+using ParallelFor = void (*)(int64_t tasks, Body body, void* context);
+
+/// Called exactly once for each channel, possibly by several threads at once for different ranges of channels, when their
+/// mean and m2 are known; fills their center, scale and shift.
+using Blend = void (*)(void* context, int64_t channel_begin, int64_t channel_end);
+
+/// Arrays of channels that the kernels read as full vectors must be readable this many elements beyond their end.
+constexpr int64_t kPadding = 64;
+
+/// y = max(0, (x - center) * scale + shift + residual), the maximum only where relu is set.
+struct ForwardArgs {
+  Type type;
+  Shape shape;
+  const void* x;
+  const void* residual;  // or null
+  void* y;               // may be x
+  bool relu;
+  // [channels] plus kPadding, double for Type::kDouble, else float.
+  void* center;
+  void* scale;
+  void* shift;
+  // [channels]; what the statistics pass writes: the mean and the sum of squared deviations from it.
+  double* mean;
+  double* m2;
+  Blend blend;
+  void* blend_context;
+  ParallelFor parallel_for;
+};
+
+/// With g = dy, or dy where y > 0 if y is given: dx = g * scale, dresidual = g, sum_g = sum(g), sum_gx = sum(g * (x - center)).
+struct BackwardArgs {
+  Type type;
+  Shape shape;
+  const void* dy;
+  const void* x;    // or null: no sum_gx
+  const void* y;    // or null: no mask
+  void* dx;         // or null; may be dy
+  void* dresidual;  // or null
+  // [channels] plus kPadding, double for Type::kDouble, else float.
+  const void* scale;
+  const void* center;
+  // [channels]
+  double* sum_g;
+  double* sum_gx;
+  ParallelFor parallel_for;
+};
+
+struct KernelTable {
+  /// Statistics, blend, normalise.
+  void (*forward)(const ForwardArgs&);
+  /// Normalise with the center, scale and shift given.
+  void (*normalize)(const ForwardArgs&);
+  void (*backward)(const BackwardArgs&);
+};
+
+}  // namespace momentum_bn::kernels

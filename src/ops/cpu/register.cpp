@@ -1,0 +1,220 @@
+// The operators on the CPU: tensors to pointers, state to numbers, and back. The arithmetic on values is in kernels/cpu.
+
+#include "kernels/cpu/dispatch.h"
+#include "ops/checks.h"
+#include "ops/composite/formulas.h"
+#include "ops/cpu/blend.h"
+#include "ops/inputs.h"
+#include "ops/ops.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/_foreach_copy.h>
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/batch_norm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <momentum_bn/schedule.h>
+#include <torch/library.h>
+
+namespace momentum_bn::cpu {
+namespace {
+
+using kernels::Shape;
+using ops::MaybeTensor;
+using ops::MaybeWord;
+using ops::Word;
+
+void parallel_for(int64_t tasks, kernels::Body body, void* context) {
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+kernels::Type type_of(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return kernels::Type::kFloat;
+    case at::kDouble:
+      return kernels::Type::kDouble;
+    case at::kBFloat16:
+      return kernels::Type::kBFloat16;
+    default:
+      return kernels::Type::kHalf;
+  }
+}
+
+/// x's values as the kernels see them, where they lie densely in `format`.
+Shape shape_of(const at::Tensor& x, at::MemoryFormat format) {
+  const int64_t spatial = x.numel() / (x.size(0) * x.size(1));
+  if (format == at::MemoryFormat::Contiguous) return {x.size(0), x.size(1), spatial};
+  return {x.size(0) * spatial, x.size(1), 1};
+}
+
+const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+
+at::Tensor dense(const MaybeTensor& tensor, at::MemoryFormat format) {
+  return tensor && tensor->defined() ? tensor->contiguous(format) : at::Tensor();
+}
+
+at::Tensor empty_saved(const at::Tensor& x) {
+  return at::empty({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
+}
+
+at::Tensor zero_saved(const at::Tensor& x) {
+  return at::zeros({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
+}
+
+/// What one forward pass has beside x and the parameters.
+struct Pass {
+  const MaybeTensor& residual;
+  const MaybeTensor& weight;
+  const MaybeTensor& bias;
+  bool relu;
+};
+
+/// Runs the forward kernels on x into y, which is dense in `format` and may be x. With `saved`'s rows given, x is normalised
+/// with them; else `blend` makes them of the batch's statistics.
+void run_forward(const at::Tensor& x, const at::Tensor& y, at::MemoryFormat format, const Pass& pass,
+                 ChannelBlend& blend) {
+  const auto dense_x = x.contiguous(format);
+  const auto residual = dense(pass.residual, format);
+  kernels::ForwardArgs args = {};
+  args.type = type_of(x);
+  args.shape = shape_of(x, format);
+  args.x = dense_x.const_data_ptr();
+  args.residual = data_or_null(residual);
+  args.y = y.data_ptr();
+  args.relu = pass.relu;
+  args.parallel_for = parallel_for;
+  blend.attach(args);
+  kernels::table().forward(args);
+}
+
+/// The same where x is to hold the result, whatever its strides.
+void run_forward_inplace(at::Tensor& x, const Pass& pass, ChannelBlend& blend) {
+  const auto format = x.suggest_memory_format();
+  if (x.is_contiguous(format)) return run_forward(x, x, format, pass, blend);
+  const auto y = empty_output(x);
+  run_forward(x, y, format, pass, blend);
+  x.copy_(y);
+}
+
+Pass pass_of(const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias, const Config& config) {
+  return {residual, weight, bias, config.activation == Activation::ReLU};
+}
+
+std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const MaybeTensor& residual,
+                                                 const MaybeTensor& weight, const MaybeTensor& bias,
+                                                 at::TensorList state_tensors, double eps, int64_t total_iters,
+                                                 int64_t views_per_update, Word schedule, Word variance,
+                                                 MaybeWord activation) {
+  const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
+  auto state = State::of(state_tensors);
+  const bool any = check_forward_train(x, residual, weight, bias, state);
+  auto y = empty_output(x);
+  if (!any) return {y, zero_saved(x)};
+  auto saved = empty_saved(x);
+  StateBlend blend(x, weight, bias, saved, state, config);
+  run_forward(x, y, x.suggest_memory_format(), pass_of(residual, weight, bias, config), blend);
+  blend.finish();
+  return {y, saved};
+}
+
+at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
+                          const MaybeTensor& bias, at::TensorList state_tensors, double eps, int64_t total_iters,
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
+  const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
+  auto state = State::of(state_tensors);
+  const bool any = check_forward_train(x, residual, weight, bias, state);
+  check_writable(x);
+  if (!any) return zero_saved(x);
+  auto saved = empty_saved(x);
+  StateBlend blend(x, weight, bias, saved, state, config);
+  run_forward_inplace(x, pass_of(residual, weight, bias, config), blend);
+  blend.finish();
+  return saved;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
+    const at::Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& running_mean,
+    const MaybeTensor& running_var, double momentum, double eps, Word variance) {
+  const auto variance_used = variance_of(variance);
+  const bool any = check_forward_functional(x, weight, bias, running_mean, running_var, momentum, eps);
+  auto y = empty_output(x);
+  const auto options = x.options().dtype(composite::accumulate_type(x.scalar_type()));
+  auto b_mean = at::zeros({x.size(1)}, options);
+  auto b_var = at::zeros({x.size(1)}, options);
+  if (!any) return {y, b_mean, b_var, zero_saved(x)};
+  auto saved = empty_saved(x);
+  FunctionalBlend blend(x, weight, bias, saved, running_mean, running_var, {momentum, eps, variance_used}, b_mean,
+                        b_var);
+  run_forward(x, y, x.suggest_memory_format(), {std::nullopt, weight, bias, false}, blend);
+  return {y, b_mean, b_var, saved};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& dy, const MaybeTensor& x,
+                                                                    const MaybeTensor& y, const MaybeTensor& weight,
+                                                                    const at::Tensor& saved, MaybeWord activation,
+                                                                    std::array<bool, 4> output_mask) {
+  const auto format = dy.suggest_memory_format();
+  const auto accumulate = composite::accumulate_type(dy.scalar_type());
+  const int64_t channels = dy.size(1);
+  const bool relu = activation_of(activation) == Activation::ReLU;
+  at::Tensor dx = output_mask[0] ? empty_output(dy) : at::Tensor();
+  at::Tensor dresidual = output_mask[3] ? empty_output(dy) : at::Tensor();
+  at::Tensor dweight = output_mask[1] ? at::zeros({channels}, weight->options()) : at::Tensor();
+  at::Tensor dbias = output_mask[2] ? at::zeros({channels}, dy.options().dtype(accumulate)) : at::Tensor();
+  if (dy.numel() == 0) return {dx, dweight, dbias, dresidual};
+
+  const auto dense_dy = dy.contiguous(format);
+  const auto dense_x = output_mask[1] ? dense(x, format) : at::Tensor();
+  const auto dense_y = relu ? dense(y, format) : at::Tensor();
+  kernels::BackwardArgs args = {};
+  args.type = type_of(dy);
+  args.shape = shape_of(dy, format);
+  args.dy = dense_dy.const_data_ptr();
+  args.x = data_or_null(dense_x);
+  args.y = data_or_null(dense_y);
+  args.dx = dx.defined() ? dx.data_ptr() : nullptr;
+  args.dresidual = dresidual.defined() ? dresidual.data_ptr() : nullptr;
+  args.parallel_for = parallel_for;
+  BackwardCoefficients coefficients(saved, weight);
+  coefficients.attach(args);
+  kernels::table().backward(args);
+  if (dweight.defined()) coefficients.write_dweight(dweight);
+  if (dbias.defined()) coefficients.write_dbias(dbias);
+  return {dx, dweight, dbias, dresidual};
+}
+
+void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
+  check_total_iters(total_iters);
+  advance_schedule(cur_iter, momentum, total_iters, schedule_of(schedule));
+}
+
+void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
+                     int64_t total_iters, double param_momentum) {
+  const int64_t count = updates.item<int64_t>();
+  const double weight_of_student = 1 - teacher_param_momentum(count, total_iters, param_momentum);
+  std::vector<at::Tensor> averages;
+  std::vector<at::Tensor> values;
+  for (size_t i = 0; i < teacher.size(); ++i) {
+    averages.push_back(master[i].numel() > 0 ? master[i] : teacher[i]);
+    values.push_back(student[i].to(averages.back().scalar_type()));
+  }
+  if (!averages.empty()) at::_foreach_lerp_(averages, values, weight_of_student);
+  for (size_t i = 0; i < teacher.size(); ++i) {
+    if (!averages[i].is_same(teacher[i])) teacher[i].copy_(averages[i]);
+  }
+  updates.fill_(count + 1);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(momentum_bn, CPU, m) {
+  m.impl("_forward_train", forward_train);
+  m.impl("_forward_train_", forward_train_);
+  m.impl("_forward_functional", forward_functional);
+  m.impl("_backward", backward);
+  m.impl("_advance_schedule_", advance_schedule_);
+  m.impl("_teacher_update_", teacher_update_);
+}
+
+}  // namespace momentum_bn::cpu

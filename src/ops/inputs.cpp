@@ -1,0 +1,61 @@
+#include "ops/inputs.h"
+
+#include "ops/checks.h"
+
+#include <ATen/MemoryOverlap.h>
+#include <ATen/ops/empty_like.h>
+
+namespace momentum_bn {
+namespace {
+
+void check_affine(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias) {
+  if (weight) check_parameter(x, *weight, "weight");
+  if (bias) check_parameter(x, *bias, "bias");
+}
+
+}  // namespace
+
+bool check_forward_train(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
+                         const ops::MaybeTensor& bias, const State& state) {
+  check_input(x, residual);
+  check_affine(x, weight, bias);
+  state.check(x);
+  if (x.sym_numel() == 0) return false;
+  check_batch_statistics(x);
+  if (state.tracks()) check_not_recomputing();
+  return true;
+}
+
+bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
+                              const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var,
+                              double momentum, double eps) {
+  check_eps(eps);
+  check_momentum(momentum);
+  check_input(x, std::nullopt);
+  check_affine(x, weight, bias);
+  const bool has_mean = running_mean && running_mean->defined();
+  const bool has_var = running_var && running_var->defined();
+  TORCH_CHECK_VALUE(has_mean == has_var, "running_mean and running_var must be given both or neither (got only ",
+                    has_mean ? "running_mean" : "running_var", ")");
+  if (has_mean) {
+    check_parameter(x, *running_mean, "running_mean");
+    check_parameter(x, *running_var, "running_var");
+  }
+  if (x.sym_numel() == 0) return false;
+  check_batch_statistics(x);
+  return true;
+}
+
+void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
+                        const ops::MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var) {
+  check_input(x, residual);
+  check_affine(x, weight, bias);
+  check_parameter(x, running_mean, "running_mean");
+  check_parameter(x, running_var, "running_var");
+}
+
+void check_writable(const at::Tensor& x) { at::assert_no_internal_overlap(x); }
+
+at::Tensor empty_output(const at::Tensor& x) { return at::empty_like(x, x.options(), x.suggest_memory_format()); }
+
+}  // namespace momentum_bn

@@ -1,0 +1,29 @@
+#pragma once
+
+#include "ops/ops.h"
+#include "ops/state.h"
+
+#include <ATen/core/Tensor.h>
+
+// The checks of each operator's inputs as a whole, shared by its implementations.
+
+namespace momentum_bn {
+
+/// @return false where x is empty: there is nothing to compute and nothing to count
+bool check_forward_train(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
+                         const ops::MaybeTensor& bias, const State& state);
+
+bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
+                              const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var,
+                              double momentum, double eps);
+
+void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
+                        const ops::MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var);
+
+/// No two elements of x share memory.
+void check_writable(const at::Tensor& x);
+
+/// Like x, in its suggested memory format.
+at::Tensor empty_output(const at::Tensor& x);
+
+}  // namespace momentum_bn

@@ -1,0 +1,47 @@
+// The schemas of all operators. They are private (leading underscore): exported programs promise nothing about them.
+//
+// `state` is either empty (a layer that does not track) or, in this order,
+// running_mean, running_var, num_batches_tracked, view_mean_sum, view_var_sum, view_count, cur_iter, momentum.
+// `saved` is what the backward pass needs of the statistics: (3, C), float64 for float64 input, else float32; its rows are
+// the mean, what the mean lost when it was rounded to that dtype, and 1 / std.
+
+#include <torch/library.h>
+
+TORCH_LIBRARY(momentum_bn, m) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout};
+
+  m.def(
+      "_check_options(int num_features, float eps, float? momentum, int total_iters, int views_per_update, "
+      "str schedule, str variance, str? activation) -> ()");
+  m.def("_check_input(Tensor x, Tensor? residual, int num_features) -> ()", tags);
+  m.def("_scheduled_momentum(int cur_iter, int total_iters) -> float");
+  m.def("_teacher_param_momentum(int updates, int total_iters, float start) -> float");
+  m.def("_show_config() -> str");
+
+  m.def(
+      "_forward_train(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)[] state, float eps, "
+      "int total_iters, int views_per_update, str schedule, str variance, str? activation) -> (Tensor y, Tensor saved)",
+      tags);
+  m.def(
+      "_forward_train_(Tensor(a!) x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(b!)[] state, float eps, "
+      "int total_iters, int views_per_update, str schedule, str variance, str? activation) -> Tensor saved",
+      tags);
+  m.def(
+      "_forward_eval_(Tensor(a!) x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor running_mean, "
+      "Tensor running_var, float eps, str? activation) -> Tensor saved",
+      tags);
+  m.def(
+      "_forward_functional(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
+      "float momentum, float eps, str variance) -> (Tensor y, Tensor b_mean, Tensor b_var, Tensor saved)",
+      tags);
+  m.def(
+      "_backward(Tensor dy, Tensor? x, Tensor? y, Tensor? weight, Tensor saved, str? activation, bool[4] output_mask) "
+      "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)",
+      tags);
+
+  m.def("_advance_schedule_(Tensor(a!) cur_iter, Tensor(b!) momentum, int total_iters, str schedule) -> ()", tags);
+  m.def(
+      "_teacher_update_(Tensor(a!)[] teacher, Tensor(b!)[] master, Tensor[] student, Tensor(c!) updates, "
+      "int total_iters, float param_momentum) -> ()",
+      tags);
+}

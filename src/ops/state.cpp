@@ -1,0 +1,34 @@
+#include "ops/state.h"
+
+#include "ops/checks.h"
+
+#include <c10/util/Exception.h>
+
+namespace momentum_bn {
+
+State State::of(at::TensorList tensors) {
+  if (tensors.empty()) return {};
+  TORCH_CHECK_VALUE(tensors.size() == kTensors, "state must be empty or hold ", kTensors, " tensors (got ",
+                    tensors.size(), ")");
+  return {tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[5], tensors[6], tensors[7]};
+}
+
+std::vector<at::Tensor> State::tensors() const {
+  if (!tracks()) return {};
+  return {running_mean, running_var, num_batches_tracked, view_mean_sum, view_var_sum, view_count, cur_iter, momentum};
+}
+
+void State::check(const at::Tensor& x) const {
+  if (!tracks()) return;
+  check_parameter(x, running_mean, "running_mean");
+  check_parameter(x, running_var, "running_var");
+  check_parameter(x, view_mean_sum, "view_mean_sum");
+  check_parameter(x, view_var_sum, "view_var_sum");
+  TORCH_CHECK(num_batches_tracked.scalar_type() == at::kLong && view_count.scalar_type() == at::kLong &&
+                  cur_iter.scalar_type() == at::kLong,
+              "num_batches_tracked, view_count and cur_iter must be int64");
+  TORCH_CHECK(momentum.scalar_type() == at::kDouble || momentum.scalar_type() == at::kFloat,
+              "momentum must be float64 or float32 (got ", momentum.scalar_type(), ")");
+}
+
+}  // namespace momentum_bn

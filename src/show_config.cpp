@@ -1,0 +1,23 @@
+#include <momentum_bn/show_config.h>
+
+#include "kernels/cpu/dispatch.h"
+
+#include <ATen/Parallel.h>
+#include <momentum_bn/version.h>
+#include <torch/version.h>
+
+#include <sstream>
+
+namespace momentum_bn {
+
+std::string show_config() {
+  std::ostringstream text;
+  text << "momentum_bn " << MOMENTUM_BN_VERSION << ", built with torch " << TORCH_VERSION << "\n"
+       << "CPU kernels built: " << kernels::built_capabilities() << "\n"
+       << "CPU kernels in use: " << kernels::capability_in_use() << " (forced by ATEN_CPU_CAPABILITY)\n"
+       << "Other devices: composite of torch operations\n"
+       << "Threads: " << at::get_num_threads() << "\n";
+  return text.str();
+}
+
+}  // namespace momentum_bn
