@@ -14,7 +14,7 @@ std::string show_config() {
   std::ostringstream text;
   text << "momentum_bn " << MOMENTUM_BN_VERSION << ", built with torch " << TORCH_VERSION << "\n"
        << "CPU kernels built: " << kernels::built_capabilities() << "\n"
-       << "CPU kernels in use: " << kernels::capability_in_use() << " (forced by ATEN_CPU_CAPABILITY)\n"
+       << "CPU kernels in use: " << kernels::capability_in_use() << " (ATEN_CPU_CAPABILITY=default or avx2 lowers it)\n"
        << "Other devices: composite of torch operations\n"
        << "Threads: " << at::get_num_threads() << "\n";
   return text.str();

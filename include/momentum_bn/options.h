@@ -14,7 +14,7 @@ namespace momentum_bn {
 
 /// How the weight of the batch in the blend moves from update to update.
 enum class Schedule {
-  Cosine,    ///< (cos(pi * min(cur_iter, total_iters) / total_iters) + 1) / 2, arXiv 2101.07525 section 3.2
+  Cosine,    ///< (cos(pi * min(cur_iter, total_iters) / total_iters) + 1) / 2, arXiv 2101.07525
   Constant,  ///< stays where it is; only cur_iter advances
 };
 

@@ -2,9 +2,9 @@
 
 #include "ops/checks.h"
 #include "ops/composite/formulas.h"
+#include "ops/inputs.h"
 #include "ops/ops.h"
 
-#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
 
 namespace momentum_bn::functional {
@@ -17,21 +17,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> momentum_batch_norm(
         ops::forward_functional(x, weight, bias, running_mean, running_var, momentum, eps, to_word(variance));
     return {y, b_mean, b_var};
   }
-  check_eps(eps);
-  check_momentum(momentum);
-  check_input(x, std::nullopt);
-  TORCH_CHECK_VALUE(running_mean.defined() && running_var.defined(),
-                    "running_mean and running_var must be given where training is false");
-  for (const auto& [name, parameter] : {std::pair<const char*, const at::Tensor&>{"running_mean", running_mean},
-                                        {"running_var", running_var},
-                                        {"weight", weight},
-                                        {"bias", bias}}) {
-    check_parameter(x, parameter, name);
-  }
   const auto nothing = at::empty({0}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
-  return {at::batch_norm(x, weight, bias, running_mean, running_var, /*training=*/false, /*momentum=*/0, eps,
-                         /*cudnn_enabled=*/true),
-          nothing, nothing.clone()};
+  if (!running_mean.defined() && !running_var.defined()) {  // nothing but the batch to normalise with
+    auto y = std::get<0>(momentum_batch_norm(x, {}, {}, weight, bias, /*training=*/true, momentum, eps, variance));
+    return {y, nothing, nothing.clone()};
+  }
+  check_momentum(momentum);
+  check_eps(eps);
+  check_forward_eval(x, std::nullopt, weight, bias, running_mean, running_var);
+  return {eval_batch_norm(x, weight, bias, running_mean, running_var, eps), nothing, nothing.clone()};
 }
 
 }  // namespace momentum_bn::functional

@@ -2,9 +2,9 @@
 #include <momentum_bn/schedule.h>
 
 #include "ops/checks.h"
+#include "ops/inputs.h"
 #include "ops/ops.h"
 
-#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
@@ -172,8 +172,7 @@ at::Tensor MomentumBatchNormLayer::forward_checked(const at::Tensor& x, const at
     ops::forward_eval_(y, residual, weight, bias, running_mean, running_var, options.eps(), word);
     return y;
   }
-  auto y = at::batch_norm(x, weight, bias, running_mean, running_var, /*training=*/false, /*momentum=*/0,
-                          options.eps(), /*cudnn_enabled=*/true);
+  auto y = eval_batch_norm(x, weight, bias, running_mean, running_var, options.eps());
   if (residual.defined()) y = y + residual;
   return options.activation() == Activation::ReLU ? y.relu() : y;
 }

@@ -3,6 +3,7 @@
 #include "ops/checks.h"
 
 #include <ATen/MemoryOverlap.h>
+#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty_like.h>
 
 namespace momentum_bn {
@@ -18,8 +19,8 @@ void check_affine(const at::Tensor& x, const ops::MaybeTensor& weight, const ops
 bool check_forward_train(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
                          const ops::MaybeTensor& bias, const State& state) {
   check_input(x, residual);
-  check_affine(x, weight, bias);
   state.check(x);
+  check_affine(x, weight, bias);
   if (x.sym_numel() == 0) return false;
   check_batch_statistics(x);
   if (state.tracks()) check_not_recomputing();
@@ -35,8 +36,7 @@ bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weigh
   check_affine(x, weight, bias);
   const bool has_mean = running_mean && running_mean->defined();
   const bool has_var = running_var && running_var->defined();
-  TORCH_CHECK_VALUE(has_mean == has_var, "running_mean and running_var must be given both or neither (got only ",
-                    has_mean ? "running_mean" : "running_var", ")");
+  TORCH_CHECK_VALUE(has_mean == has_var, "running_mean and running_var must be given both or neither");
   if (has_mean) {
     check_parameter(x, *running_mean, "running_mean");
     check_parameter(x, *running_var, "running_var");
@@ -49,9 +49,19 @@ bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weigh
 void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
                         const ops::MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var) {
   check_input(x, residual);
-  check_affine(x, weight, bias);
+  TORCH_CHECK_VALUE(running_mean.defined() && running_var.defined(),
+                    "running_mean and running_var must be given both or neither");
+  check_channels(x, running_mean.sym_numel().guard_int(__FILE__, __LINE__));
   check_parameter(x, running_mean, "running_mean");
   check_parameter(x, running_var, "running_var");
+  check_affine(x, weight, bias);
+}
+
+at::Tensor eval_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                           const at::Tensor& running_mean, const at::Tensor& running_var, double eps) {
+  if (x.sym_size(1) == 0) return x.clone();  // at::batch_norm fails without channels
+  return at::batch_norm(x, weight, bias, running_mean, running_var, /*training=*/false, /*momentum=*/0, eps,
+                        /*cudnn_enabled=*/true);
 }
 
 void check_writable(const at::Tensor& x) { at::assert_no_internal_overlap(x); }

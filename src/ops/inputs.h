@@ -20,6 +20,10 @@ bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weigh
 void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
                         const ops::MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var);
 
+/// torch's BatchNorm with running statistics; an empty input gives an empty output.
+at::Tensor eval_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                           const at::Tensor& running_mean, const at::Tensor& running_var, double eps);
+
 /// No two elements of x share memory.
 void check_writable(const at::Tensor& x);
 

@@ -20,6 +20,8 @@ std::vector<at::Tensor> State::tensors() const {
 
 void State::check(const at::Tensor& x) const {
   if (!tracks()) return;
+  TORCH_CHECK_VALUE(running_mean.dim() == 1, "running_mean must have one dimension (got ", running_mean.dim(), ")");
+  check_channels(x, running_mean.size(0));
   check_parameter(x, running_mean, "running_mean");
   check_parameter(x, running_var, "running_var");
   check_parameter(x, view_mean_sum, "view_mean_sum");

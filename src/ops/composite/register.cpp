@@ -62,8 +62,7 @@ at::Tensor forward_eval_(at::Tensor& x, const MaybeTensor& residual, const Maybe
   if (x.numel() == 0) return no_statistics(x);
   const auto saved = saved_of_running(x, running_mean, running_var, eps);
   // torch's own evaluation, so that the in-place flag changes no bit of the result.
-  auto y = at::batch_norm(x, weight.value_or(at::Tensor()), bias.value_or(at::Tensor()), running_mean, running_var,
-                          /*training=*/false, /*momentum=*/0, eps, /*cudnn_enabled=*/true);
+  auto y = eval_batch_norm(x, weight.value_or(at::Tensor()), bias.value_or(at::Tensor()), running_mean, running_var, eps);
   if (residual && residual->defined()) y.add_(*residual);
   if (act == Activation::ReLU) y.relu_();
   x.copy_(y);

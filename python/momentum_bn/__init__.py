@@ -1,0 +1,53 @@
+"""Momentum BatchNorm and momentum teachers for PyTorch (`arXiv 2101.07525 <https://arxiv.org/abs/2101.07525>`_).
+
+The batch normalises itself with a blend of its own statistics and the running ones, and its weight in that blend decays
+by a cosine over training: a teacher network needs no large batch and no synchronised BatchNorm.
+
+Example:
+    >>> import momentum_bn
+    >>> teacher = momentum_bn.MomentumTeacher(encoder, total_iters=epochs * len(loader))
+    >>> for view1, view2 in loader:
+    ...     teacher.update()
+    ...     k1, k2 = teacher(view1), teacher(view2)
+"""
+
+# ruff: noqa: E402  (the library is loaded before the modules that look its operators up)
+
+import torch
+
+from ._library import built_as, find_library, load_library
+
+_library_path = find_library(__path__)
+load_library(_library_path)
+
+from . import functional
+from .convert import convert_momentum_batchnorm, revert_momentum_batchnorm, set_total_iters
+from .modules import MomentumBatchNorm, MomentumBatchNorm1d, MomentumBatchNorm2d, MomentumBatchNorm3d
+from .state_dict import plain_state_dict
+from .teacher import MomentumTeacher
+
+__all__ = [
+    "MomentumBatchNorm",
+    "MomentumBatchNorm1d",
+    "MomentumBatchNorm2d",
+    "MomentumBatchNorm3d",
+    "MomentumTeacher",
+    "cmake_prefix_path",
+    "convert_momentum_batchnorm",
+    "functional",
+    "plain_state_dict",
+    "revert_momentum_batchnorm",
+    "set_total_iters",
+    "show_config",
+]
+
+__version__: str = built_as()[0]
+
+cmake_prefix_path: str = str(_library_path.parent.parent)
+"""Where CMake finds the C++ package: add it to CMAKE_PREFIX_PATH, beside ``torch.utils.cmake_prefix_path``."""
+
+
+def show_config() -> str:
+    """Returns what was built and what runs: versions, CPU instruction sets built and in use, accelerators, threads."""
+    config: str = torch.ops.momentum_bn._show_config()
+    return config

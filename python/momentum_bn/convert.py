@@ -1,0 +1,217 @@
+"""Turning a network's BatchNorms into Momentum BatchNorms, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from ._options import Options
+from .modules import (
+    CONFIGURATION,
+    OWN_STATE,
+    MomentumBatchNorm,
+    MomentumBatchNorm1d,
+    MomentumBatchNorm2d,
+    MomentumBatchNorm3d,
+    checked_total_iters,
+)
+
+__all__ = ["convert_momentum_batchnorm", "revert_momentum_batchnorm", "set_total_iters"]
+
+_TORCH_MOMENTUM = 0.1
+
+_BY_RANK: list[tuple[type[_BatchNorm], type[MomentumBatchNorm]]] = [
+    (BatchNorm1d, MomentumBatchNorm1d),
+    (BatchNorm2d, MomentumBatchNorm2d),
+    (BatchNorm3d, MomentumBatchNorm3d),
+]
+
+
+class _Origin(NamedTuple):
+    """What a layer was before it was converted. Kept on the layer, so of plain values only."""
+
+    layer_class: type[_BatchNorm]
+    momentum: float | None
+    group_name: str | None
+
+
+def convert_momentum_batchnorm(
+    module: torch.nn.Module,
+    total_iters: int,
+    *,
+    momentum: float | None = 1.0,
+    views_per_update: int = 2,
+    schedule: str = "cosine",
+    variance: str = "published",
+    activation: str | None = None,
+    inplace: bool = False,
+    process_group: Any = None,
+) -> torch.nn.Module:
+    """Makes every torch BatchNorm in a network a Momentum BatchNorm, in place.
+
+    The layer objects stay the same and only change their class, so whatever refers to them stays right: parents that
+    share a layer, hooks and their handles, optimizers. Parameters, buffers, ``eps``, ``affine``, ``bias``, tracking,
+    device, dtype and the training flag are kept; the old ``momentum`` is not taken over. A ``SyncBatchNorm`` becomes a
+    :class:`momentum_bn.MomentumBatchNorm`, which takes any rank and does *not* synchronise. A subclass of torch's
+    layers is converted where its forward is torch's. Layers that are Momentum BatchNorms already only get
+    ``total_iters``.
+
+    Args:
+        module: the network, or a single BatchNorm.
+        total_iters: updates after which the batch has no weight left. There is no default: with a forgotten one the
+            statistics would freeze early.
+        momentum: see :class:`momentum_bn.MomentumBatchNorm`, as all that follow.
+        views_per_update: training forwards per update of the running statistics.
+        schedule: ``"cosine"`` or ``"constant"``.
+        variance: ``"published"``, ``"unbiased"`` or ``"biased"``.
+        activation: None or ``"relu"``. It applies to every converted layer: the network must not apply it again.
+        inplace: whether outputs take their inputs' memory where no gradient needs these again.
+        process_group: not implemented yet.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: an option out of range; an uninitialised ``LazyBatchNorm``; a parametrized layer, or one with a
+            forward of its own. Nothing was changed then.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> convert_momentum_batchnorm(net, total_iters=10_000)[1]
+        MomentumBatchNorm2d(8, eps=1e-05, momentum=1.0, affine=True, track_running_stats=True, total_iters=10000)
+    """
+    options = Options(total_iters, momentum, views_per_update, schedule, variance, activation, inplace, process_group)
+    options.check(num_features=0, eps=1e-5)
+    already = list(_layers(module, lambda layer: isinstance(layer, MomentumBatchNorm)))
+    plain = list(
+        _layers(module, lambda layer: isinstance(layer, _BatchNorm) and not isinstance(layer, MomentumBatchNorm))
+    )
+    for path, layer in plain:
+        _check_convertible(path, layer, options)
+
+    for _, layer in already:
+        layer.total_iters = options.total_iters
+    for _, layer in plain:
+        _convert(layer, options)
+    return module
+
+
+def revert_momentum_batchnorm(module: torch.nn.Module) -> torch.nn.Module:
+    """Makes every Momentum BatchNorm in a network a torch BatchNorm again, in place.
+
+    The layer objects, their parameters, running statistics, hooks and flags stay, as in
+    :func:`convert_momentum_batchnorm`; the schedule and remembered views are dropped. A converted layer gets its class
+    and momentum back; any other becomes torch's layer of its rank (of any rank: ``SyncBatchNorm``) with torch's
+    momentum of 0.1.
+
+    Args:
+        module: the network, or a single Momentum BatchNorm.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: a layer has a fused activation, which torch's BatchNorm cannot apply, or a forward of its own.
+            Nothing was changed then.
+
+    Example:
+        >>> revert_momentum_batchnorm(MomentumBatchNorm1d(8, total_iters=1000))
+        BatchNorm1d(8, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+    layers = list(_layers(module, lambda layer: isinstance(layer, MomentumBatchNorm)))
+    for path, layer in layers:
+        if layer.activation is not None:
+            raise ValueError(
+                f"cannot revert {path}: torch's BatchNorm has no activation (got activation={layer.activation!r}); "
+                "only layers with activation=None can be reverted"
+            )
+        _check_replaceable(path, layer, (MomentumBatchNorm.forward,))
+    origins = [_origin(layer) for _, layer in layers]
+    groups = [None if origin.group_name is None else _group_named(origin.group_name) for origin in origins]
+    for (_, layer), origin, group in zip(layers, origins, groups, strict=True):
+        _revert(layer, origin, group)
+    return module
+
+
+def set_total_iters(module: torch.nn.Module, total_iters: int) -> None:
+    """Sets ``total_iters`` of every Momentum BatchNorm in ``module``, itself included.
+
+    Raises:
+        ValueError: ``total_iters`` below 1. Nothing was changed then.
+
+    Example:
+        >>> set_total_iters(network, epochs * steps_per_epoch)
+    """
+    checked = checked_total_iters(total_iters)
+    for _, layer in _layers(module, lambda layer: isinstance(layer, MomentumBatchNorm)):
+        layer.total_iters = checked
+
+
+def _layers(module: torch.nn.Module, wanted: Callable[[torch.nn.Module], bool]) -> Iterator[tuple[str, Any]]:
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module (got {type(module).__name__})")
+    for path, layer in module.named_modules():
+        if wanted(layer):
+            yield path or type(layer).__name__, layer
+
+
+def _check_convertible(path: str, layer: _BatchNorm, options: Options) -> None:
+    if isinstance(layer, LazyModuleMixin):
+        raise ValueError(
+            f"cannot convert {path}: {type(layer).__name__} is uninitialised, run a forward pass before converting"
+        )
+    _check_replaceable(path, layer, (_BatchNorm.forward, SyncBatchNorm.forward))
+    try:
+        options.check(layer.num_features, layer.eps)
+    except ValueError as error:
+        raise ValueError(f"cannot convert {path}: {error}") from None
+
+
+def _check_replaceable(path: str, layer: _BatchNorm, known: tuple[Callable[..., Any], ...]) -> None:
+    if parametrize.is_parametrized(layer):
+        raise ValueError(f"cannot replace {path}: it is parametrized, remove its parametrizations first")
+    if type(layer).forward not in known:
+        raise ValueError(
+            f"cannot replace {path}: {type(layer).__name__} has a forward of its own, which would be lost; "
+            "only layers with the forward of the class that they extend can be replaced"
+        )
+
+
+def _convert(layer: _BatchNorm, options: Options) -> None:
+    group = layer.process_group if isinstance(layer, SyncBatchNorm) else None
+    # A group's name stands for it: the group itself could not be copied.
+    origin = _Origin(type(layer), layer.__dict__.pop("momentum"), None if group is None else group.group_name)
+    layer.__class__ = next((ours for theirs, ours in _BY_RANK if isinstance(layer, theirs)), MomentumBatchNorm)
+    assert isinstance(layer, MomentumBatchNorm)
+    layer._configure(options)
+    layer._register_own_state()
+    layer.__dict__["_origin"] = origin
+
+
+def _origin(layer: MomentumBatchNorm) -> _Origin:
+    if "_origin" in layer.__dict__:
+        origin: _Origin = layer.__dict__["_origin"]
+        return origin
+    layer_class = next((theirs for theirs, _ in _BY_RANK if isinstance(layer, theirs)), SyncBatchNorm)
+    return _Origin(layer_class, _TORCH_MOMENTUM, None)
+
+
+def _revert(layer: _BatchNorm, origin: _Origin, group: Any) -> None:
+    for name in OWN_STATE:
+        delattr(layer, name)
+    for name in CONFIGURATION:
+        delattr(layer, name)
+    layer.__dict__.pop("_origin", None)
+    layer.__class__ = origin.layer_class
+    layer.momentum = origin.momentum
+    if isinstance(layer, SyncBatchNorm):
+        layer.process_group = group
+
+
+def _group_named(name: Any) -> Any:
+    return torch.distributed.distributed_c10d._resolve_process_group(name)
