@@ -10,7 +10,7 @@ from ._options import Options, as_float, as_word
 
 __all__ = ["momentum_batch_norm"]
 
-_check_input = torch.ops.momentum_bn._check_input.default
+_check_parameters = torch.ops.momentum_bn._check_parameters.default
 _forward_functional = torch.ops.momentum_bn._forward_functional.default
 
 
@@ -70,7 +70,7 @@ def momentum_batch_norm(
         if not torch.compiler.is_compiling():
             # Checks in a graph would keep it from exporting like torch's BatchNorm.
             Options(momentum=momentum, variance=variance).check(running_mean.numel(), eps)
-            _check_input(x, None, running_mean.numel())
+            _check_parameters(x, weight, bias, running_mean, running_var)
         # torch.nn.functional.batch_norm fails without channels.
         has_channels = running_mean.numel() > 0
         y = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps) if has_channels else x.clone()

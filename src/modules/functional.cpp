@@ -24,8 +24,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> momentum_batch_norm(
   }
   check_momentum(momentum);
   check_eps(eps);
-  check_forward_eval(x, std::nullopt, weight, bias, running_mean, running_var);
-  return {eval_batch_norm(x, weight, bias, running_mean, running_var, eps), nothing, nothing.clone()};
+  check_parameters(x, weight, bias, running_mean, running_var);
+  auto y = composite::evaluate(x, std::nullopt, weight, bias, running_mean, running_var, eps, Activation::None);
+  return {y, nothing, nothing.clone()};
 }
 
 }  // namespace momentum_bn::functional

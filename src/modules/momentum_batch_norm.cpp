@@ -2,7 +2,7 @@
 #include <momentum_bn/schedule.h>
 
 #include "ops/checks.h"
-#include "ops/inputs.h"
+#include "ops/composite/formulas.h"
 #include "ops/ops.h"
 
 #include <ATen/ops/empty.h>
@@ -172,9 +172,8 @@ at::Tensor MomentumBatchNormLayer::forward_checked(const at::Tensor& x, const at
     ops::forward_eval_(y, residual, weight, bias, running_mean, running_var, options.eps(), word);
     return y;
   }
-  auto y = eval_batch_norm(x, weight, bias, running_mean, running_var, options.eps());
-  if (residual.defined()) y = y + residual;
-  return options.activation() == Activation::ReLU ? y.relu() : y;
+  return composite::evaluate(x, residual, weight, bias, running_mean, running_var, options.eps(),
+                             options.activation());
 }
 
 void MomentumBatchNormLayer::load_state(torch::nn::Module& module, torch::serialize::InputArchive& archive) {

@@ -3,7 +3,6 @@
 #include "ops/checks.h"
 
 #include <ATen/MemoryOverlap.h>
-#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty_like.h>
 
 namespace momentum_bn {
@@ -27,20 +26,26 @@ bool check_forward_train(const at::Tensor& x, const ops::MaybeTensor& residual, 
   return true;
 }
 
+void check_parameters(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
+                      const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var) {
+  check_input(x, std::nullopt);
+  const bool has_mean = running_mean && running_mean->defined();
+  const bool has_var = running_var && running_var->defined();
+  TORCH_CHECK_VALUE(has_mean == has_var, "running_mean and running_var must be given both or neither (got only ",
+                    has_mean ? "running_mean" : "running_var", ")");
+  if (has_mean) {
+    check_parameter(x, *running_mean, "running_mean");
+    check_parameter(x, *running_var, "running_var");
+  }
+  check_affine(x, weight, bias);
+}
+
 bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
                               const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var,
                               double momentum, double eps) {
   check_eps(eps);
   check_momentum(momentum);
-  check_input(x, std::nullopt);
-  check_affine(x, weight, bias);
-  const bool has_mean = running_mean && running_mean->defined();
-  const bool has_var = running_var && running_var->defined();
-  TORCH_CHECK_VALUE(has_mean == has_var, "running_mean and running_var must be given both or neither");
-  if (has_mean) {
-    check_parameter(x, *running_mean, "running_mean");
-    check_parameter(x, *running_var, "running_var");
-  }
+  check_parameters(x, weight, bias, running_mean, running_var);
   if (x.sym_numel() == 0) return false;
   check_batch_statistics(x);
   return true;
@@ -49,19 +54,8 @@ bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weigh
 void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
                         const ops::MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var) {
   check_input(x, residual);
-  TORCH_CHECK_VALUE(running_mean.defined() && running_var.defined(),
-                    "running_mean and running_var must be given both or neither");
-  check_channels(x, running_mean.sym_numel().guard_int(__FILE__, __LINE__));
-  check_parameter(x, running_mean, "running_mean");
-  check_parameter(x, running_var, "running_var");
-  check_affine(x, weight, bias);
-}
-
-at::Tensor eval_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                           const at::Tensor& running_mean, const at::Tensor& running_var, double eps) {
-  if (x.sym_size(1) == 0) return x.clone();  // at::batch_norm fails without channels
-  return at::batch_norm(x, weight, bias, running_mean, running_var, /*training=*/false, /*momentum=*/0, eps,
-                        /*cudnn_enabled=*/true);
+  check_channels(x, running_mean.size(0));
+  check_parameters(x, weight, bias, running_mean, running_var);
 }
 
 void check_writable(const at::Tensor& x) { at::assert_no_internal_overlap(x); }

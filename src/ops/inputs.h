@@ -17,12 +17,12 @@ bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weigh
                               const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var,
                               double momentum, double eps);
 
+/// x is a floating-point tensor, and what is defined of the others fits it.
+void check_parameters(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
+                      const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var);
+
 void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
                         const ops::MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var);
-
-/// torch's BatchNorm with running statistics; an empty input gives an empty output.
-at::Tensor eval_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                           const at::Tensor& running_mean, const at::Tensor& running_var, double eps);
 
 /// No two elements of x share memory.
 void check_writable(const at::Tensor& x);

@@ -28,11 +28,10 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   return op.call(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance, activation);
 }
 
-at::Tensor forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
-                         const MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var,
-                         double eps, MaybeWord activation) {
+void forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias,
+                   const at::Tensor& running_mean, const at::Tensor& running_var, double eps, MaybeWord activation) {
   static const auto op = handle<ForwardEvalInplace>("momentum_bn::_forward_eval_");
-  return op.call(x, residual, weight, bias, running_mean, running_var, eps, activation);
+  op.call(x, residual, weight, bias, running_mean, running_var, eps, activation);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(

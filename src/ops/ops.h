@@ -26,9 +26,9 @@ using ForwardTrain = std::tuple<at::Tensor, at::Tensor>(const at::Tensor& x, con
 using ForwardTrainInplace = at::Tensor(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                                        const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
                                        int64_t views_per_update, Word schedule, Word variance, MaybeWord activation);
-using ForwardEvalInplace = at::Tensor(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
-                                      const MaybeTensor& bias, const at::Tensor& running_mean,
-                                      const at::Tensor& running_var, double eps, MaybeWord activation);
+using ForwardEvalInplace = void(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
+                                const MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var,
+                                double eps, MaybeWord activation);
 using ForwardFunctional = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& running_mean,
     const MaybeTensor& running_var, double momentum, double eps, Word variance);

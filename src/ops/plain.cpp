@@ -2,6 +2,7 @@
 
 #include "ops/checks.h"
 #include "ops/config.h"
+#include "ops/inputs.h"
 #include "ops/ops.h"
 
 #include <momentum_bn/schedule.h>
@@ -28,7 +29,10 @@ void check_input_of_layer(const at::Tensor& x, const ops::MaybeTensor& residual,
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) { m.impl("_check_input", check_input_of_layer); }
+TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
+  m.impl("_check_input", check_input_of_layer);
+  m.impl("_check_parameters", check_parameters);
+}
 
 TORCH_LIBRARY_IMPL(momentum_bn, CatchAll, m) {
   m.impl("_check_options", check_options);

@@ -14,6 +14,8 @@ TORCH_LIBRARY(momentum_bn, m) {
       "_check_options(int num_features, float eps, float? momentum, int total_iters, int views_per_update, "
       "str schedule, str variance, str? activation) -> ()");
   m.def("_check_input(Tensor x, Tensor? residual, int num_features) -> ()", tags);
+  m.def(
+      "_check_parameters(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var) -> ()", tags);
   m.def("_scheduled_momentum(int cur_iter, int total_iters) -> float");
   m.def("_teacher_param_momentum(int updates, int total_iters, float start) -> float");
   m.def("_show_config() -> str");
@@ -28,7 +30,7 @@ TORCH_LIBRARY(momentum_bn, m) {
       tags);
   m.def(
       "_forward_eval_(Tensor(a!) x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor running_mean, "
-      "Tensor running_var, float eps, str? activation) -> Tensor saved",
+      "Tensor running_var, float eps, str? activation) -> ()",
       tags);
   m.def(
       "_forward_functional(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "

@@ -143,43 +143,60 @@ struct TrainNode : Function<TrainNode> {
   }
 };
 
+/// Where an in-place node leaves its second result: as an output of the node it would keep x from being a view.
+struct SavedResult {
+  at::Tensor* saved;
+};
+
 struct TrainInplaceNode : Function<TrainInplaceNode> {
-  static variable_list forward(AutogradContext* ctx, at::Tensor x, const MaybeTensor& residual,
-                               const MaybeTensor& weight, const MaybeTensor& bias, const TrainArguments& arguments) {
+  static at::Tensor forward(AutogradContext* ctx, at::Tensor x, const MaybeTensor& residual, const MaybeTensor& weight,
+                            const MaybeTensor& bias, const TrainArguments& arguments, SavedResult result) {
     at::AutoDispatchBelowAutograd below;
     const auto saved = ops::forward_train_(x, residual, weight, bias, arguments.state.tensors(), arguments.eps,
                                            arguments.total_iters, arguments.views_per_update, arguments.schedule,
                                            arguments.variance, arguments.activation_word());
     ctx->mark_dirty({x});
     save_for_backward(ctx, x, x, residual, weight, bias, saved, arguments.activation);
-    ctx->mark_non_differentiable({saved});
-    return {x, saved};
+    *result.saved = saved;
+    return x;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     auto result = gradients(ctx, dy[0]);
-    result.emplace_back();
+    result.resize(6);
     return result;
   }
 };
 
+/// Evaluation in place: the gradients are those of torch's own BatchNorm, which it replaces bit for bit.
 struct EvalInplaceNode : Function<EvalInplaceNode> {
-  static variable_list forward(AutogradContext* ctx, at::Tensor x, const MaybeTensor& residual,
-                               const MaybeTensor& weight, const MaybeTensor& bias, const State& state, double eps,
-                               const std::optional<std::string>& activation) {
+  static at::Tensor forward(AutogradContext* ctx, at::Tensor x, const MaybeTensor& residual, const MaybeTensor& weight,
+                            const MaybeTensor& bias, const State& running, double eps,
+                            const std::optional<std::string>& activation) {
     at::AutoDispatchBelowAutograd below;
-    const auto saved = ops::forward_eval_(x, residual, weight, bias, state.running_mean, state.running_var, eps,
-                                          activation ? MaybeWord(*activation) : std::nullopt);
+    ops::forward_eval_(x, residual, weight, bias, running.running_mean, running.running_var, eps,
+                       activation ? MaybeWord(*activation) : std::nullopt);
     ctx->mark_dirty({x});
-    save_for_backward(ctx, x, x, residual, weight, bias, saved, activation);
-    ctx->mark_non_differentiable({saved});
-    return {x, saved};
+    ctx->save_for_backward(
+        {activation ? x : at::Tensor(), tensor_or_none(weight), running.running_mean, running.running_var});
+    ctx->saved_data["eps"] = eps;
+    Inputs::save(ctx, {&residual, &weight, &bias});
+    return x;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
-    auto result = gradients(ctx, dy[0]);
-    result.resize(7);
-    return result;
+    if (!dy[0].defined()) return variable_list(7);
+    const auto tensors = ctx->get_saved_variables();
+    Inputs inputs(ctx);
+    const bool residual = inputs.next_needs_gradient();
+    inputs.next_needs_gradient();  // weight: takes none where x is overwritten
+    const bool bias = inputs.next_needs_gradient();
+    const auto g = tensors[0].defined() ? at::threshold_backward(dy[0], tensors[0], 0) : dy[0];
+    // The input is read for the weight's gradient alone; g stands in for it.
+    auto [dx, _, dbias] = at::native_batch_norm_backward(g, g, tensors[1], tensors[2], tensors[3], {}, {},
+                                                         /*train=*/false, ctx->saved_data["eps"].toDouble(),
+                                                         {ctx->needs_input_grad(0), false, bias});
+    return {dx, residual ? g : at::Tensor(), {}, dbias, {}, {}, {}};
   }
 };
 
@@ -277,21 +294,20 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
     return ops::forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
                                variance, activation);
   }
-  const auto outputs =
-      TrainInplaceNode::apply(x, residual, weight, bias,
-                              TrainArguments{State::of(state), eps, total_iters, views_per_update,
-                                             std::string(schedule), std::string(variance), owned(activation)});
-  return outputs[1];
+  at::Tensor saved;
+  TrainInplaceNode::apply(x, residual, weight, bias,
+                          TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule),
+                                         std::string(variance), owned(activation)},
+                          SavedResult{&saved});
+  return saved;
 }
 
-at::Tensor forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
-                         const MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var,
-                         double eps, MaybeWord activation) {
+void forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias,
+                   const at::Tensor& running_mean, const at::Tensor& running_var, double eps, MaybeWord activation) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
     check_forward_eval(x, residual, weight, bias, running_mean, running_var);
-    const auto saved = composite::saved_of_running(x, running_mean, running_var, eps);
-    x.copy_(composite::normalize(x, saved, weight, bias, residual, activation_of(activation)));
-    return saved;
+    x.copy_(composite::evaluate(x, residual, weight, bias, running_mean, running_var, eps, activation_of(activation)));
+    return;
   }
   const bool records_graph = records(x, {&residual, &weight, &bias});
   check_overwrites(x, weight, records_graph);
@@ -302,7 +318,7 @@ at::Tensor forward_eval_(at::Tensor& x, const MaybeTensor& residual, const Maybe
   State running;
   running.running_mean = running_mean;
   running.running_var = running_var;
-  return EvalInplaceNode::apply(x, residual, weight, bias, running, eps, owned(activation))[1];
+  EvalInplaceNode::apply(x, residual, weight, bias, running, eps, owned(activation));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
@@ -351,6 +367,7 @@ TORCH_LIBRARY_IMPL(momentum_bn, Autograd, m) {
   m.impl("_forward_functional", forward_functional);
   m.impl("_backward", backward);
   m.impl("_check_input", torch::CppFunction::makeFallthrough());
+  m.impl("_check_parameters", torch::CppFunction::makeFallthrough());
   m.impl("_advance_schedule_", torch::CppFunction::makeFallthrough());
   m.impl("_teacher_update_", torch::CppFunction::makeFallthrough());
 }

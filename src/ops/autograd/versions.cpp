@@ -43,13 +43,11 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   return saved;
 }
 
-at::Tensor forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
-                         const MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var,
-                         double eps, MaybeWord activation) {
+void forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias,
+                   const at::Tensor& running_mean, const at::Tensor& running_var, double eps, MaybeWord activation) {
   at::AutoDispatchBelowADInplaceOrView below;
-  auto saved = ops::forward_eval_(x, residual, weight, bias, running_mean, running_var, eps, activation);
+  ops::forward_eval_(x, residual, weight, bias, running_mean, running_var, eps, activation);
   increment_version(x);
-  return saved;
 }
 
 void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {

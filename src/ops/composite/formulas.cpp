@@ -60,11 +60,14 @@ at::Tensor blend(const at::Tensor& x, const BatchStatistics& batch, const at::Te
   return at::stack({rounded, (mean - rounded).to(accumulate), (var + eps).rsqrt().to(accumulate)});
 }
 
-at::Tensor saved_of_running(const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
-                            double eps) {
-  const auto type = accumulate_type(x.scalar_type());
-  const auto mean = running_mean.detach().to(type);
-  return at::stack({mean, at::zeros_like(mean), (running_var.detach().to(type) + eps).rsqrt()});
+at::Tensor evaluate(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+                    const at::Tensor& running_mean, const at::Tensor& running_var, double eps, Activation activation) {
+  if (x.sym_size(1) == 0) return x.clone();  // at::batch_norm fails without channels
+  auto y = at::batch_norm(x, weight.value_or(at::Tensor()), bias.value_or(at::Tensor()), running_mean, running_var,
+                          /*training=*/false, /*momentum=*/0, eps, /*cudnn_enabled=*/true);
+  if (residual && residual->defined()) y = y + *residual;
+  return activation == Activation::ReLU ? y.relu() : y;
 }
 
 at::Tensor normalize(const at::Tensor& x, const at::Tensor& saved, const std::optional<at::Tensor>& weight,

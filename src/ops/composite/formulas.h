@@ -33,9 +33,10 @@ BatchStatistics batch_statistics(const at::Tensor& x);
 at::Tensor blend(const at::Tensor& x, const BatchStatistics& batch, const at::Tensor& running_mean,
                  const at::Tensor& running_var, const at::Tensor& momentum, double eps, Variance variance);
 
-/// The same rows for the running statistics alone.
-at::Tensor saved_of_running(const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
-                            double eps);
+/// activation(torch's BatchNorm with the running statistics + residual). An empty input gives an empty output.
+at::Tensor evaluate(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+                    const at::Tensor& running_mean, const at::Tensor& running_var, double eps, Activation activation);
 
 /// y = activation((x - mean) / std * weight + bias + residual), differentiable in all but `saved`.
 at::Tensor normalize(const at::Tensor& x, const at::Tensor& saved, const std::optional<at::Tensor>& weight,

@@ -52,21 +52,13 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   return saved;
 }
 
-at::Tensor forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
-                         const MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var,
-                         double eps, MaybeWord activation) {
+void forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias,
+                   const at::Tensor& running_mean, const at::Tensor& running_var, double eps, MaybeWord activation) {
   check_eps(eps);
   const auto act = activation_of(activation);
-  check_writable(x);
   check_forward_eval(x, residual, weight, bias, running_mean, running_var);
-  if (x.numel() == 0) return no_statistics(x);
-  const auto saved = saved_of_running(x, running_mean, running_var, eps);
-  // torch's own evaluation, so that the in-place flag changes no bit of the result.
-  auto y = eval_batch_norm(x, weight.value_or(at::Tensor()), bias.value_or(at::Tensor()), running_mean, running_var, eps);
-  if (residual && residual->defined()) y.add_(*residual);
-  if (act == Activation::ReLU) y.relu_();
-  x.copy_(y);
-  return saved;
+  check_writable(x);
+  x.copy_(evaluate(x, residual, weight, bias, running_mean, running_var, eps, act));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(

@@ -8,9 +8,7 @@
 #include "ops/ops.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_lerp.h>
-#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <momentum_bn/schedule.h>

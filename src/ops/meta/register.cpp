@@ -41,13 +41,11 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   return saved_like(x);
 }
 
-at::Tensor forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
-                         const MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var,
-                         double eps, MaybeWord activation) {
+void forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias,
+                   const at::Tensor& running_mean, const at::Tensor& running_var, double eps, MaybeWord activation) {
   check_eps(eps);
   activation_of(activation);
   check_forward_eval(x, residual, weight, bias, running_mean, running_var);
-  return saved_like(x);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
