@@ -4,9 +4,11 @@
 #include "ops/checks.h"
 #include "ops/composite/formulas.h"
 #include "ops/cpu/blend.h"
+#include "ops/cpu/huge_pages.h"
 #include "ops/inputs.h"
 #include "ops/ops.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/empty.h>
@@ -52,6 +54,13 @@ at::Tensor dense(const MaybeTensor& tensor, at::MemoryFormat format) {
   return tensor && tensor->defined() ? tensor->contiguous(format) : at::Tensor();
 }
 
+/// A dense output for values like x's.
+at::Tensor fresh_output(const at::Tensor& x) {
+  auto y = empty_output(x);
+  advise_huge_pages(y);
+  return y;
+}
+
 at::Tensor empty_saved(const at::Tensor& x) {
   return at::empty({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
 }
@@ -68,8 +77,7 @@ struct Pass {
   bool relu;
 };
 
-/// Runs the forward kernels on x into y, which is dense in `format` and may be x. With `saved`'s rows given, x is normalised
-/// with them; else `blend` makes them of the batch's statistics.
+/// Runs the forward kernels on x into y, which is dense in `format` and may be x.
 void run_forward(const at::Tensor& x, const at::Tensor& y, at::MemoryFormat format, const Pass& pass,
                  ChannelBlend& blend) {
   const auto dense_x = x.contiguous(format);
@@ -86,10 +94,19 @@ void run_forward(const at::Tensor& x, const at::Tensor& y, at::MemoryFormat form
   kernels::table().forward(args);
 }
 
+/// Whether writing x value by value could change a value of the residual that is still to be read.
+bool overwrites_residual(const at::Tensor& x, const MaybeTensor& residual) {
+  if (!residual || !residual->defined()) return false;
+  const auto overlap = at::get_overlap_status(x, *residual);
+  return overlap != at::MemOverlapStatus::No && overlap != at::MemOverlapStatus::Full;
+}
+
 /// The same where x is to hold the result, whatever its strides.
 void run_forward_inplace(at::Tensor& x, const Pass& pass, ChannelBlend& blend) {
   const auto format = x.suggest_memory_format();
-  if (x.is_contiguous(format)) return run_forward(x, x, format, pass, blend);
+  if (x.is_contiguous(format) && !overwrites_residual(x, pass.residual)) {
+    return run_forward(x, x, format, pass, blend);
+  }
   const auto y = empty_output(x);
   run_forward(x, y, format, pass, blend);
   x.copy_(y);
@@ -107,7 +124,7 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
   const bool any = check_forward_train(x, residual, weight, bias, state);
-  auto y = empty_output(x);
+  auto y = fresh_output(x);
   if (!any) return {y, zero_saved(x)};
   auto saved = empty_saved(x);
   StateBlend blend(x, weight, bias, saved, state, config);
@@ -136,7 +153,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
     const MaybeTensor& running_var, double momentum, double eps, Word variance) {
   const auto variance_used = variance_of(variance);
   const bool any = check_forward_functional(x, weight, bias, running_mean, running_var, momentum, eps);
-  auto y = empty_output(x);
+  auto y = fresh_output(x);
   const auto options = x.options().dtype(composite::accumulate_type(x.scalar_type()));
   auto b_mean = at::zeros({x.size(1)}, options);
   auto b_var = at::zeros({x.size(1)}, options);
@@ -156,8 +173,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
   const auto accumulate = composite::accumulate_type(dy.scalar_type());
   const int64_t channels = dy.size(1);
   const bool relu = activation_of(activation) == Activation::ReLU;
-  at::Tensor dx = output_mask[0] ? empty_output(dy) : at::Tensor();
-  at::Tensor dresidual = output_mask[3] ? empty_output(dy) : at::Tensor();
+  at::Tensor dx = output_mask[0] ? fresh_output(dy) : at::Tensor();
+  at::Tensor dresidual = output_mask[3] ? fresh_output(dy) : at::Tensor();
   at::Tensor dweight = output_mask[1] ? at::zeros({channels}, weight->options()) : at::Tensor();
   at::Tensor dbias = output_mask[2] ? at::zeros({channels}, dy.options().dtype(accumulate)) : at::Tensor();
   if (dy.numel() == 0) return {dx, dweight, dbias, dresidual};
