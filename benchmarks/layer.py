@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peers import PublishedBatchNorm, published_formulas
-from timing import Call, interleaved_medians, machine
 from torch import Tensor
 
 import momentum_bn
+from peers import PublishedBatchNorm, published_formulas
+from timing import Call, interleaved_medians, machine
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class PublishedBatchNorm(nn.BatchNorm2d):
         self.cur_iter = 0
         self.last: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         mean, var = torch.mean(x, dim=dims), torch.var(x, dim=dims)

@@ -53,7 +53,9 @@ def machine() -> dict[str, str]:
 def allocator() -> str:
     """Returns the name of the memory allocator and how it was tuned."""
     preloaded = [Path(name).name for name in os.environ.get("LD_PRELOAD", "").split(":") if name]
-    tuned = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(("MALLOC_", "GLIBC_", "THP_"))]
+    tuned = [
+        f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(("MALLOC_", "GLIBC_", "THP_"))
+    ]
     return " ".join([preloaded[0] if preloaded else "malloc of " + " ".join(platform.libc_ver()), *tuned])
 
 

@@ -3,7 +3,6 @@
 #include "kernels/cpu/dispatch.h"
 
 #include <ATen/Parallel.h>
-#include <momentum_bn/version.h>
 #include <torch/version.h>
 
 #include <sstream>

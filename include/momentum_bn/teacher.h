@@ -44,7 +44,8 @@ class MOMENTUM_BN_API MomentumTeacherBase : public torch::nn::Module {
 ///     teacher.update();                     // before the teacher's forwards
 ///     auto k1 = teacher.forward(view1);     // under no_grad
 ///
-/// @tparam Model  a torch module holder (what TORCH_MODULE makes, `torch::nn::Sequential`, ...) or a shared_ptr to a module
+/// @tparam Model  a torch module holder (what TORCH_MODULE makes, `torch::nn::Sequential`, ...) or a shared_ptr to a
+/// module
 ///
 /// Parameters are paired by name; the student may have more (a predictor), never fewer. The student is referenced, not
 /// registered: it is in neither `parameters()` nor the archive. The model stands under the name "module"; `updates` and

@@ -9,9 +9,11 @@
 
 namespace momentum_bn::functional {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> momentum_batch_norm(
-    const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var, const at::Tensor& weight,
-    const at::Tensor& bias, bool training, double momentum, double eps, Variance variance) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> momentum_batch_norm(const at::Tensor& x, const at::Tensor& running_mean,
+                                                                   const at::Tensor& running_var,
+                                                                   const at::Tensor& weight, const at::Tensor& bias,
+                                                                   bool training, double momentum, double eps,
+                                                                   Variance variance) {
   if (training) {
     auto [y, b_mean, b_var, saved] =
         ops::forward_functional(x, weight, bias, running_mean, running_var, momentum, eps, to_word(variance));

@@ -69,8 +69,7 @@ void MomentumBatchNormLayer::register_state(torch::nn::Module& module) {
     view_count = module.register_buffer("view_count", at::zeros({}, counter));
     cur_iter_state = module.register_buffer("cur_iter_state", at::zeros({}, counter));
     momentum_state = module.register_buffer(
-        "momentum_state",
-        at::full({}, to_state(options.momentum()), counter.dtype(schedule_type(options.device()))));
+        "momentum_state", at::full({}, to_state(options.momentum()), counter.dtype(schedule_type(options.device()))));
   }
   reset_parameters();
 }
@@ -154,8 +153,8 @@ at::Tensor MomentumBatchNormLayer::forward_checked(const at::Tensor& x, const at
   if (training || !options.track_running_stats()) {
     std::vector<at::Tensor> state;
     if (options.track_running_stats()) {
-      state = {running_mean, running_var,    num_batches_tracked, view_mean_sum, view_var_sum,
-               view_count,   cur_iter_state, momentum_state};
+      state = {running_mean, running_var, num_batches_tracked, view_mean_sum,
+               view_var_sum, view_count,  cur_iter_state,      momentum_state};
     }
     if (overwrite) {
       at::Tensor y = x;
@@ -172,8 +171,7 @@ at::Tensor MomentumBatchNormLayer::forward_checked(const at::Tensor& x, const at
     ops::forward_eval_(y, residual, weight, bias, running_mean, running_var, options.eps(), word);
     return y;
   }
-  return composite::evaluate(x, residual, weight, bias, running_mean, running_var, options.eps(),
-                             options.activation());
+  return composite::evaluate(x, residual, weight, bias, running_mean, running_var, options.eps(), options.activation());
 }
 
 void MomentumBatchNormLayer::load_state(torch::nn::Module& module, torch::serialize::InputArchive& archive) {
@@ -211,8 +209,7 @@ void MomentumBatchNormLayer::pretty_print_as(std::ostream& stream, const char* n
   stream << ")";
 }
 
-void MomentumBatchNormLayer::keep_schedule_while(std::optional<c10::Device> target,
-                                                 const std::function<void()>& cast) {
+void MomentumBatchNormLayer::keep_schedule_while(std::optional<c10::Device> target, const std::function<void()>& cast) {
   if (!options.track_running_stats()) return cast();
   const std::array<at::Tensor*, 4> kept = {&num_batches_tracked, &view_count, &cur_iter_state, &momentum_state};
   std::array<at::Tensor, 4> values;

@@ -48,12 +48,7 @@ Config checked_config(double eps, int64_t total_iters, int64_t views_per_update,
   check_eps(eps);
   check_total_iters(total_iters);
   check_views_per_update(views_per_update);
-  return {eps,
-          total_iters,
-          views_per_update,
-          schedule_of(schedule),
-          variance_of(variance),
-          activation_of(activation)};
+  return {eps, total_iters, views_per_update, schedule_of(schedule), variance_of(variance), activation_of(activation)};
 }
 
 }  // namespace momentum_bn

@@ -10,7 +10,8 @@
 #include <string_view>
 #include <tuple>
 
-// The operators, called through the dispatcher. Their schemas, and the meaning of `state` and `saved`, are in schemas.cpp.
+// The operators, called through the dispatcher. Their schemas, and the meaning of `state` and `saved`, are in
+// schemas.cpp.
 
 namespace momentum_bn::ops {
 

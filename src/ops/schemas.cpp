@@ -2,8 +2,8 @@
 //
 // `state` is either empty (a layer that does not track) or, in this order,
 // running_mean, running_var, num_batches_tracked, view_mean_sum, view_var_sum, view_count, cur_iter, momentum.
-// `saved` is what the backward pass needs of the statistics: (3, C), float64 for float64 input, else float32; its rows are
-// the mean, what the mean lost when it was rounded to that dtype, and 1 / std.
+// `saved` is what the backward pass needs of the statistics: (3, C), float64 for float64 input, else float32; its rows
+// are the mean, what the mean lost when it was rounded to that dtype, and 1 / std.
 
 #include <torch/library.h>
 
@@ -14,8 +14,8 @@ TORCH_LIBRARY(momentum_bn, m) {
       "_check_options(int num_features, float eps, float? momentum, int total_iters, int views_per_update, "
       "str schedule, str variance, str? activation) -> ()");
   m.def("_check_input(Tensor x, Tensor? residual, int num_features) -> ()", tags);
-  m.def(
-      "_check_parameters(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var) -> ()", tags);
+  m.def("_check_parameters(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var) -> ()",
+        tags);
   m.def("_scheduled_momentum(int cur_iter, int total_iters) -> float");
   m.def("_teacher_param_momentum(int updates, int total_iters, float start) -> float");
   m.def("_show_config() -> str");

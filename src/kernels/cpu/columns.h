@@ -9,10 +9,10 @@
 #include <memory>
 #include <new>
 
-// [outer][channels][inner] with short planes or none: rows of channels * inner columns, each column part of one channel.
-// Where a block of columns fits the cache over all rows, blocks are tasks and a block's second read comes from the cache.
-// Otherwise segments of rows are tasks; their number depends on the shape alone and they are merged in order: the same bits for
-// any number of threads.
+// [outer][channels][inner] with short planes or none: rows of channels * inner columns, each column part of one
+// channel. Where a block of columns fits the cache over all rows, blocks are tasks and a block's second read comes from
+// the cache. Otherwise segments of rows are tasks; their number depends on the shape alone and they are merged in
+// order: the same bits for any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
@@ -60,7 +60,8 @@ struct ColumnPlan {
     if (fits && enough) return;
     blocks = 1;
     channels_per_block = s.channels;
-    segments = std::min({kMostSegments, std::max<int64_t>(1, s.values() / kSegmentValues) * 2, divide_up(rows, kRowsPerChunk)});
+    segments = std::min(
+        {kMostSegments, std::max<int64_t>(1, s.values() / kSegmentValues) * 2, divide_up(rows, kRowsPerChunk)});
   }
 
   int64_t segment_begin(int64_t segment) const { return rows * segment / segments; }
@@ -159,7 +160,8 @@ class ColumnMoments {
     second.store_wide(second_.get() + c);
   }
 
-  /// Merges the accumulators, of `count` rows from x on, into mean and m2, of `before` rows; the next shift is the new mean.
+  /// Merges the accumulators, of `count` rows from x on, into mean and m2, of `before` rows; the next shift is the new
+  /// mean.
   void merge_chunk(const T* x, double before, int64_t count, int64_t stride) {
     const double n = static_cast<double>(count);
     const double share = n / (before + n);
@@ -205,7 +207,8 @@ class ColumnMoments {
   Scratch<A> second_;
 };
 
-/// Columns' moments, all over `rows` rows, into their channels': channel c has the `inner` columns from (c - begin) * inner on.
+/// Columns' moments, all over `rows` rows, into their channels': channel c has the `inner` columns from (c - begin) *
+/// inner on.
 inline void columns_to_channels(const double* mean, const double* m2, int64_t rows, int64_t inner, int64_t begin,
                                 int64_t end, double* channel_mean, double* channel_m2) {
   const double n = static_cast<double>(rows);
@@ -369,8 +372,7 @@ void backward_tile(const ColumnPlan& plan, const BackwardArgs& args, const Tile&
   const Scratch<A> g(width);
   const Scratch<A> gx(width);
   const BackwardRun<T> all = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
-                              static_cast<const T*>(args.y), static_cast<T*>(args.dx),
-                              static_cast<T*>(args.dresidual)};
+                              static_cast<const T*>(args.y), static_cast<T*>(args.dx), static_cast<T*>(args.dresidual)};
   std::memset(sum_g, 0, static_cast<size_t>(width) * sizeof(double));
   std::memset(sum_gx, 0, static_cast<size_t>(width) * sizeof(double));
   for (int64_t chunk = tile.row_begin; chunk < tile.row_end; chunk += kRowsPerChunk) {

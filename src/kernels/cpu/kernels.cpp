@@ -1,7 +1,7 @@
 // Compiled once per instruction set, with CPU_CAPABILITY naming it.
 
-#include "kernels/cpu/columns.h"
 #include "kernels/cpu/kernels.h"
+#include "kernels/cpu/columns.h"
 #include "kernels/cpu/planes.h"
 
 namespace momentum_bn::kernels {

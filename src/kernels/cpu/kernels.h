@@ -23,8 +23,8 @@ struct Shape {
 using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t tasks, Body body, void* context);
 
-/// Called exactly once for each channel, possibly by several threads at once for different ranges of channels, when their
-/// mean and m2 are known; fills their center, scale and shift.
+/// Called exactly once for each channel, possibly by several threads at once for different ranges of channels, when
+/// their mean and m2 are known; fills their center, scale and shift.
 using Blend = void (*)(void* context, int64_t channel_begin, int64_t channel_end);
 
 /// Arrays of channels that the kernels read as full vectors must be readable this many elements beyond their end.
@@ -50,7 +50,8 @@ struct ForwardArgs {
   ParallelFor parallel_for;
 };
 
-/// With g = dy, or dy where y > 0 if y is given: dx = g * scale, dresidual = g, sum_g = sum(g), sum_gx = sum(g * (x - center)).
+/// With g = dy, or dy where y > 0 if y is given: dx = g * scale, dresidual = g, sum_g = sum(g), sum_gx = sum(g * (x -
+/// center)).
 struct BackwardArgs {
   Type type;
   Shape shape;

@@ -7,8 +7,8 @@
 #include <limits>
 
 // Mean and sum of squared deviations. Values are summed in chunks, shifted by about their mean, in the accumulate type;
-// chunks are merged in double (Chan, Golub, LeVeque 1979). The shift of a chunk is the mean of what came before it, of the
-// first chunk its own mean, so that what is squared is never much larger than the deviation.
+// chunks are merged in double (Chan, Golub, LeVeque 1979). The shift of a chunk is the mean of what came before it, of
+// the first chunk its own mean, so that what is squared is never much larger than the deviation.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 

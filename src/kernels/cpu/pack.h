@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <type_traits>
 
-// Included by sources that are compiled once per instruction set: everything lies in a namespace of that instruction set, so
-// that no inline function compiled for one can stand in for another's.
+// Included by sources that are compiled once per instruction set: everything lies in a namespace of that instruction
+// set, so that no inline function compiled for one can stand in for another's.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 

@@ -15,8 +15,7 @@ void parallel(ParallelFor parallel_for, int64_t tasks, int64_t values, const Run
   if (tasks == 0) return;
   if (tasks == 1 || values < kSerialBelow) return run(int64_t{0}, tasks);
   parallel_for(
-      tasks,
-      [](void* context, int64_t begin, int64_t end) { (*static_cast<const Run*>(context))(begin, end); },
+      tasks, [](void* context, int64_t begin, int64_t end) { (*static_cast<const Run*>(context))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&run)));
 }
 

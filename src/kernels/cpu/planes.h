@@ -7,14 +7,14 @@
 
 #include <memory>
 
-// [outer][channels][inner] with long planes. One channel at a time, so that its second read comes from the cache. Where there
-// are few channels each is split into a number of segments that depends on the shape alone, merged in order: the same bits for
-// any number of threads.
+// [outer][channels][inner] with long planes. One channel at a time, so that its second read comes from the cache. Where
+// there are few channels each is split into a number of segments that depends on the shape alone, merged in order: the
+// same bits for any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// A plane is summed in equal chunks of at most this many values: they stay in the first-level cache, and few enough are added
-/// up in one register lane.
+/// A plane is summed in equal chunks of at most this many values: they stay in the first-level cache, and few enough
+/// are added up in one register lane.
 constexpr int64_t kChunk = 4096;
 /// From so many channels on, a channel is a task of its own.
 constexpr int64_t kEnoughChannels = 32;
@@ -115,8 +115,7 @@ Sums backward_segment(const PlaneChunks& chunks, const BackwardArgs& args, int64
   using A = Accumulate<T>;
   using P = Pack<T>;
   const BackwardRun<T> all = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
-                              static_cast<const T*>(args.y), static_cast<T*>(args.dx),
-                              static_cast<T*>(args.dresidual)};
+                              static_cast<const T*>(args.y), static_cast<T*>(args.dx), static_cast<T*>(args.dresidual)};
   const OneChannel<T> scale(static_cast<const A*>(args.scale)[channel]);
   const OneChannel<T> center(static_cast<const A*>(args.center)[channel]);
   Sums sums = {0, 0};

@@ -99,8 +99,8 @@ class Inputs {
 void save_for_backward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& y, const MaybeTensor& residual,
                        const MaybeTensor& weight, const MaybeTensor& bias, const at::Tensor& saved,
                        const std::optional<std::string>& activation) {
-  ctx->save_for_backward({takes_gradient(weight) ? x : at::Tensor(), activation ? y : at::Tensor(),
-                          tensor_or_none(weight), saved});
+  ctx->save_for_backward(
+      {takes_gradient(weight) ? x : at::Tensor(), activation ? y : at::Tensor(), tensor_or_none(weight), saved});
   ctx->saved_data["activation"] = activation;
   Inputs::save(ctx, {&residual, &weight, &bias});
 }
@@ -115,10 +115,9 @@ variable_list gradients(AutogradContext* ctx, const at::Tensor& dy) {
   const bool weight = inputs.next_needs_gradient();
   const bool bias = inputs.next_needs_gradient();
   // Without an activation the residual's gradient is dy itself.
-  auto [dx, dweight, dbias, dresidual] =
-      ops::backward(dy, tensors[0], tensors[1], tensors[2], tensors[3],
-                    activation ? MaybeWord(*activation) : std::nullopt,
-                    {ctx->needs_input_grad(0), weight, bias, residual && activation.has_value()});
+  auto [dx, dweight, dbias, dresidual] = ops::backward(
+      dy, tensors[0], tensors[1], tensors[2], tensors[3], activation ? MaybeWord(*activation) : std::nullopt,
+      {ctx->needs_input_grad(0), weight, bias, residual && activation.has_value()});
   if (residual && !activation) dresidual = dy;
   return {dx, dresidual, dweight, dbias};
 }
@@ -127,10 +126,9 @@ struct TrainNode : Function<TrainNode> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const MaybeTensor& residual,
                                const MaybeTensor& weight, const MaybeTensor& bias, const TrainArguments& arguments) {
     at::AutoDispatchBelowAutograd below;
-    auto [y, saved] =
-        ops::forward_train(x, residual, weight, bias, arguments.state.tensors(), arguments.eps, arguments.total_iters,
-                           arguments.views_per_update, arguments.schedule, arguments.variance,
-                           arguments.activation_word());
+    auto [y, saved] = ops::forward_train(x, residual, weight, bias, arguments.state.tensors(), arguments.eps,
+                                         arguments.total_iters, arguments.views_per_update, arguments.schedule,
+                                         arguments.variance, arguments.activation_word());
     save_for_backward(ctx, x, y, residual, weight, bias, saved, arguments.activation);
     ctx->mark_non_differentiable({saved});
     return {y, saved};
@@ -205,8 +203,8 @@ struct FunctionalNode : Function<FunctionalNode> {
                                const MaybeTensor& bias, const State& running, double momentum, double eps,
                                const std::string& variance) {
     at::AutoDispatchBelowAutograd below;
-    auto [y, b_mean, b_var, saved] = ops::forward_functional(x, weight, bias, running.running_mean,
-                                                             running.running_var, momentum, eps, variance);
+    auto [y, b_mean, b_var, saved] =
+        ops::forward_functional(x, weight, bias, running.running_mean, running.running_var, momentum, eps, variance);
     ctx->save_for_backward({takes_gradient(weight) ? x : at::Tensor(), tensor_or_none(weight), saved});
     Inputs::save(ctx, {&weight, &bias});
     ctx->mark_non_differentiable({b_mean, b_var, saved});
@@ -262,18 +260,18 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  int64_t views_per_update, Word schedule, Word variance,
                                                  MaybeWord activation) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
-    return composite_forward_train(
-        x, residual, weight, bias, state,
-        checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
+    return composite_forward_train(x, residual, weight, bias, state,
+                                   checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
   }
   if (!records(x, {&residual, &weight, &bias})) {
     at::AutoDispatchBelowAutograd below;
     return ops::forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
                               activation);
   }
-  const auto outputs = TrainNode::apply(x, residual, weight, bias,
-                                        TrainArguments{State::of(state), eps, total_iters, views_per_update,
-                                                       std::string(schedule), std::string(variance), owned(activation)});
+  const auto outputs =
+      TrainNode::apply(x, residual, weight, bias,
+                       TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule),
+                                      std::string(variance), owned(activation)});
   return {outputs[0], outputs[1]};
 }
 
@@ -281,9 +279,9 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
                           int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
-    auto [y, saved] = composite_forward_train(
-        x, residual, weight, bias, state,
-        checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
+    auto [y, saved] =
+        composite_forward_train(x, residual, weight, bias, state,
+                                checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
     x.copy_(y);
     return saved;
   }
@@ -291,8 +289,8 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   check_overwrites(x, weight, records_graph);
   if (!records_graph) {
     at::AutoDispatchBelowAutograd below;
-    return ops::forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
-                               variance, activation);
+    return ops::forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
+                               activation);
   }
   at::Tensor saved;
   TrainInplaceNode::apply(x, residual, weight, bias,
@@ -332,8 +330,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
     const auto saved = composite::blend(
         x, batch, tensor_or_none(running_mean), tensor_or_none(running_var),
         tracks ? at::full({}, momentum, running_mean->options().dtype(at::kFloat)) : at::Tensor(), eps, variance_used);
-    return {composite::normalize(x, saved, weight, bias, std::nullopt, Activation::None),
-            batch.mean + batch.mean_rest, batch.var, saved};
+    return {composite::normalize(x, saved, weight, bias, std::nullopt, Activation::None), batch.mean + batch.mean_rest,
+            batch.var, saved};
   }
   if (!records(x, {&weight, &bias})) {
     at::AutoDispatchBelowAutograd below;

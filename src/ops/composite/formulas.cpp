@@ -99,9 +99,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalize_backward(
     gradients[0] = (g * scale).to(dy.scalar_type()).contiguous(dy.suggest_memory_format());
   }
   if (output_mask[1]) {
-    const auto xhat =
-        (x->to(type) - per_channel(saved.select(0, 0), dy) - per_channel(saved.select(0, 1), dy)) *
-        per_channel(saved.select(0, 2), dy);
+    const auto xhat = (x->to(type) - per_channel(saved.select(0, 0), dy) - per_channel(saved.select(0, 1), dy)) *
+                      per_channel(saved.select(0, 2), dy);
     gradients[1] = (g * xhat).sum(dimensions).to(weight->scalar_type());
   }
   if (output_mask[2]) gradients[2] = g.sum(dimensions);
@@ -139,8 +138,7 @@ void update_state(State& state, const BatchStatistics& batch, double n, const Co
     return at::where(complete, m * mean_of_views + (1 - m) * running.to(type), running.to(type));
   };
   state.running_mean.copy_(updated(state.running_mean, state.view_mean_sum, 1));
-  state.running_var.copy_(
-      updated(state.running_var, state.view_var_sum, running_variance_factor(config.variance, n)));
+  state.running_var.copy_(updated(state.running_var, state.view_var_sum, running_variance_factor(config.variance, n)));
   state.view_mean_sum.masked_fill_(complete, 0);
   state.view_var_sum.masked_fill_(complete, 0);
   state.view_count.masked_fill_(complete, 0);

@@ -22,8 +22,8 @@ at::Tensor no_statistics(const at::Tensor& x) {
 /// Statistics of the batch blended with the state, which takes the batch in. The rows of `saved`.
 at::Tensor take_in(const at::Tensor& x, State& state, const Config& config) {
   const auto batch = batch_statistics(x);
-  const auto saved = blend(x, batch, state.running_mean, state.running_var, current_momentum(state), config.eps,
-                           config.variance);
+  const auto saved =
+      blend(x, batch, state.running_mean, state.running_var, current_momentum(state), config.eps, config.variance);
   update_state(state, batch, values_per_channel(x), config);
   return saved;
 }
@@ -71,10 +71,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
   }
   const auto batch = batch_statistics(x);
   const bool tracks = running_mean && running_mean->defined();
-  const auto saved =
-      blend(x, batch, tracks ? *running_mean : at::Tensor(), tracks ? *running_var : at::Tensor(),
-            tracks ? at::full({}, momentum, running_mean->options().dtype(at::kFloat)) : at::Tensor(), eps,
-            variance_used);
+  const auto saved = blend(x, batch, tracks ? *running_mean : at::Tensor(), tracks ? *running_var : at::Tensor(),
+                           tracks ? at::full({}, momentum, running_mean->options().dtype(at::kFloat)) : at::Tensor(),
+                           eps, variance_used);
   return {normalize(x, saved, weight, bias, std::nullopt, Activation::None), batch.mean + batch.mean_rest, batch.var,
           saved};
 }

@@ -9,8 +9,8 @@
 
 #include <memory>
 
-// What lies between the two reads of the values: from a channel's batch statistics to the numbers it is normalised with, and to
-// the state.
+// What lies between the two reads of the values: from a channel's batch statistics to the numbers it is normalised
+// with, and to the state.
 
 namespace momentum_bn::cpu {
 
@@ -68,8 +68,8 @@ class ChannelBlend {
 /// Blends with the state and takes the batch into it.
 class StateBlend : public ChannelBlend {
  public:
-  StateBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
-             const at::Tensor& saved, State& state, const Config& config);
+  StateBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias, const at::Tensor& saved,
+             State& state, const Config& config);
   /// Counts the forward; to be called once all channels are done.
   void finish();
 

@@ -1,4 +1,5 @@
-// The operators on the CPU: tensors to pointers, state to numbers, and back. The arithmetic on values is in kernels/cpu.
+// The operators on the CPU: tensors to pointers, state to numbers, and back. The arithmetic on values is in
+// kernels/cpu.
 
 #include "kernels/cpu/dispatch.h"
 #include "ops/checks.h"

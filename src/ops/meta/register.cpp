@@ -58,8 +58,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& dy, const MaybeTensor& /*x*/,
-                                                                    const MaybeTensor& /*y*/,
-                                                                    const MaybeTensor& weight,
+                                                                    const MaybeTensor& /*y*/, const MaybeTensor& weight,
                                                                     const at::Tensor& /*saved*/, MaybeWord activation,
                                                                     std::array<bool, 4> output_mask) {
   activation_of(activation);

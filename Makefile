@@ -1,0 +1,102 @@
+# Everything that one does in this repository; `make` alone lists it. Each command works in a fresh clone:
+# it first makes what it needs (Debian packages, .venv, build/).
+#
+#   PYTHON    the Python to build with (python3); its torch is used where it has one of 2.11 or newer
+#   TORCH     what pip installs where it has none
+#   SKIP_APT  1: leave Debian's packages alone
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libcli11-dev nlohmann-json3-dev libgtest-dev dataset-fashion-mnist
+
+VENV_BIN := .venv/bin
+PIP_INSTALL := $(VENV_BIN)/python -m pip install -qq
+LIBRARY := build/lib/libmomentum_bn.so
+TRAINER := build/bin/m2teacher
+PACKAGE_FILES = pyproject.toml $(shell find include python -type f -not -name '*.pyc')
+CPP_FILES = $(shell find apps include src tests -name '*.h' -o -name '*.cpp')
+TIDY_FILES = $(shell find apps src -name '*.cpp')
+
+# The same compiler by the same name for CMake and pip, so that ccache knows what was compiled before.
+export CXX
+# Looked up for each command, as the first ones install it.
+ifndef CMAKE_CXX_COMPILER_LAUNCHER
+export CMAKE_CXX_COMPILER_LAUNCHER = $(shell command -v ccache)
+endif
+
+# One line per step is for terminals, where ninja writes each over the last.
+BUILD := cmake --build --preset release
+BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
+
+.PHONY: help setup demo test bench lint clean system-packages FORCE
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: .venv/.package $(TRAINER) ## install what is missing, build, make the package importable in .venv
+
+demo: setup ## train a teacher on Fashion-MNIST and report on it in runs/demo (some 10 minutes)
+	@OUT=runs/demo BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/demo.sh
+
+test: setup ## run all tests: C++, Python, packaging
+	@echo "-- building the tests"
+	@$(BUILD) $(BUILD_QUIETLY)
+	@ctest --preset release
+	@$(VENV_BIN)/python -m pytest
+
+bench: setup ## time the layer beside torch's
+	@$(VENV_BIN)/python benchmarks/layer.py
+
+lint: .venv/.lint .venv/.package ## check style, types and common mistakes, in both languages
+	@$(VENV_BIN)/ruff check .
+	@$(VENV_BIN)/ruff format --check .
+	@$(VENV_BIN)/mypy
+	@$(VENV_BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	@printf '%s\n' $(TIDY_FILES) | xargs -P "$$(nproc)" -n 1 $(VENV_BIN)/clang-tidy --quiet -p build --extra-arg=-fno-openmp
+
+clean: ## remove .venv, build folders and caches (keeps runs/)
+	@rm -rf .venv build build-debug build-asan dist .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+system-packages:
+	@scripts/install_system_packages.sh $(SYSTEM_PACKAGES) $$($(PYTHON) -c 'import ensurepip' 2>/dev/null || echo python3-venv)
+
+.venv/.torch: scripts/create_venv.py | system-packages
+	@$(PYTHON) scripts/create_venv.py .venv '$(TORCH)'
+	@$(PIP_INSTALL) 'scikit-build-core>=1.0'
+	@touch $@
+
+build/build.ninja: CMakePresets.json .venv/.torch
+	@echo "-- configuring build/"
+	@mkdir -p build
+	@cmake --fresh --preset release -DPython_EXECUTABLE=$(abspath $(VENV_BIN)/python) >build/configure.log 2>&1 \
+	  || { cat build/configure.log >&2; exit 1; }
+	@touch $@
+
+# ninja knows what is out of date; the files' times then tell make.
+$(LIBRARY): build/build.ninja FORCE
+	@echo "-- building the library and the trainer in build/"
+	@$(BUILD) --target momentum_bn m2teacher $(BUILD_QUIETLY)
+$(TRAINER): $(LIBRARY)
+
+# The package takes the library that build/ holds: nothing is compiled twice.
+.venv/.package: $(LIBRARY) $(PACKAGE_FILES)
+	@echo "-- installing the Python package into .venv"
+	@$(PIP_INSTALL) --no-build-isolation -C build-dir=build \
+	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -C cmake.define.MOMENTUM_BN_BUILD_TRAINER=ON -e '.[demo,test]'
+	@touch $@
+
+.venv/.lint: pyproject.toml .venv/.package
+	@echo "-- installing linters into .venv"
+	@$(PIP_INSTALL) $$($(VENV_BIN)/python -c "import importlib.metadata as m, re; \
+	  print(*(r.split(';')[0].strip() for r in m.requires('momentum-bn') if re.search('extra == .lint.', r)))")
+	@touch $@
+
+FORCE:
