@@ -37,8 +37,8 @@ void check_options(const MomentumBatchNormOptions& options) {
   check_momentum(options.momentum());
   check_total_iters(options.total_iters());
   check_views_per_update(options.views_per_update());
-  TORCH_CHECK_NOT_IMPLEMENTED(!options.process_group(), "process_group is not implemented yet (got '",
-                              options.process_group().value_or(""), "'): statistics are this process' own");
+  TORCH_CHECK_NOT_IMPLEMENTED(!options.process_group(),
+                              "process_group: statistics over several processes are not implemented yet, use None");
 }
 
 at::ScalarType schedule_type(std::optional<c10::Device> device) {
@@ -176,21 +176,28 @@ at::Tensor MomentumBatchNormLayer::forward_checked(const at::Tensor& x, const at
 
 void MomentumBatchNormLayer::load_state(torch::nn::Module& module, torch::serialize::InputArchive& archive) {
   if (!options.track_running_stats()) return module.torch::nn::Module::load(archive);
+  const auto has = [&archive](const char* name) {
+    at::Tensor value;  // a new one for each: what was read shares memory with the archive
+    return archive.try_read(name, value, /*is_buffer=*/true);
+  };
+  const bool plain = std::none_of(kOwnBuffers.begin(), kOwnBuffers.end(), has);
+
   // Everything is read before anything is changed.
-  at::Tensor unused;
-  size_t own = 0;
-  for (const char* name : kOwnBuffers) own += archive.try_read(name, unused, /*is_buffer=*/true) ? 1 : 0;
-  if (own == kOwnBuffers.size()) return module.torch::nn::Module::load(archive);
-  for (const char* name : kOwnBuffers) {
-    TORCH_CHECK(own == 0 || archive.try_read(name, unused, true), "No such serialized tensor '", name, "'");
-  }
+  std::vector<std::pair<at::Tensor, at::Tensor>> loaded;
   for (auto& parameter : module.named_parameters(/*recurse=*/false)) {
-    archive.read(parameter.key(), parameter.value());
+    at::Tensor value;
+    archive.read(parameter.key(), value);
+    loaded.emplace_back(parameter.value(), value);
   }
   for (auto& buffer : module.named_buffers(/*recurse=*/false)) {
-    if (!is_own_buffer(buffer.key())) archive.read(buffer.key(), buffer.value(), /*is_buffer=*/true);
+    if (plain && is_own_buffer(buffer.key())) continue;
+    at::Tensor value;
+    archive.read(buffer.key(), value, /*is_buffer=*/true);
+    loaded.emplace_back(buffer.value(), value);
   }
   torch::NoGradGuard no_grad;
+  for (auto& [tensor, value] : loaded) tensor.set_data(value.to(tensor.device()));
+  if (!plain) return;
   view_mean_sum.zero_();
   view_var_sum.zero_();
   view_count.zero_();

@@ -65,6 +65,12 @@ void check_batch_statistics(const at::Tensor& x) {
                     "Expected more than 1 value per channel when training, got input size ", x.sym_sizes());
 }
 
+void check_pairs(at::TensorList teacher, at::TensorList master, at::TensorList student) {
+  TORCH_CHECK_VALUE(master.size() == teacher.size() && student.size() == teacher.size(), "expected ", teacher.size(),
+                    " masters and student parameters, as many as the teacher has (got ", master.size(), " and ",
+                    student.size(), ")");
+}
+
 void check_not_recomputing() {
   TORCH_CHECK_VALUE(
       torch::autograd::get_current_graph_task_id() == -1,

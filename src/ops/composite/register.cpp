@@ -92,6 +92,7 @@ void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total
 
 void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
                      int64_t total_iters, double param_momentum) {
+  check_pairs(teacher, master, student);
   check_total_iters(total_iters);
   check_param_momentum(param_momentum);
   const auto type = updates.device().is_mps() ? at::kFloat : at::kDouble;

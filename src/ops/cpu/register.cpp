@@ -207,6 +207,7 @@ void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total
 
 void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
                      int64_t total_iters, double param_momentum) {
+  check_pairs(teacher, master, student);
   const int64_t count = updates.item<int64_t>();
   const double weight_of_student = 1 - teacher_param_momentum(count, total_iters, param_momentum);
   std::vector<at::Tensor> averages;

@@ -1,0 +1,35 @@
+"""Fixtures of all Python tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    """Gives torch its number of threads back after a test that changes it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def python_peer() -> Path:
+    """The C++ side of the tests across languages. MOMENTUM_BN_BUILD_DIR names the build folder, by default `build`."""
+    build = Path(os.environ.get("MOMENTUM_BN_BUILD_DIR", REPOSITORY / "build"))
+    found = sorted(build.glob("**/bin/python_peer"))
+    if not found:
+        pytest.skip(f"no C++ tests built: {build}/bin/python_peer is missing (build the C++ tests first)")
+    return found[0]

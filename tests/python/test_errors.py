@@ -1,0 +1,241 @@
+"""Bad input: the type of the error, its words, and that nothing was changed by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import momentum_bn
+from inputs import LAYERS
+from momentum_bn.functional import momentum_batch_norm
+from snapshots import unchanged
+
+DIMENSIONS = [1, 2, 3]
+
+
+def mid_pair_layer(dim=2, **options):
+    """A layer in the middle of a half-done update, with gradients: as much state as there can be."""
+    m = LAYERS[dim](3, momentum=0.5, **options)
+    for _ in range(3):
+        m(torch.rand([4, 3, 2, 2, 2][: dim + 2])).sum().backward()
+    return m
+
+
+# --- the input ------------------------------------------------------------------------------------
+
+GOOD_RANKS = {1: "2D or 3D", 2: "4D", 3: "5D"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rank", range(7))
+@pytest.mark.parametrize("dim", DIMENSIONS)
+def test_wrong_rank(dim, rank, training):
+    if f"{rank}D" in GOOD_RANKS[dim]:
+        return
+    m = mid_pair_layer(dim).train(training)
+    x = torch.rand([4, 3, 2, 2, 2, 2][:rank])
+    with unchanged(m, x), pytest.raises(ValueError, match=rf"expected {GOOD_RANKS[dim]} input \(got {rank}D input\)"):
+        m(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_wrong_rank_of_an_empty_input(training):
+    m = mid_pair_layer().train(training)
+    with unchanged(m), pytest.raises(ValueError, match=r"expected 4D input \(got 2D input\)"):
+        m(torch.empty(0, 3))
+
+
+ONE_VALUE = [(1, 3), (1, 3, 1), (1, 3, 1, 1), (1, 3, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", ONE_VALUE, ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"inplace": True, "affine": False}, {"activation": "relu"}, {"momentum": None}], ids=str
+)
+def test_one_value_per_channel(shape, options):
+    m = LAYERS[max(1, len(shape) - 2)](3, **options)
+    m(torch.rand(2, *shape[1:]))
+    x = torch.rand(shape)
+    with (
+        unchanged(m, x),
+        pytest.raises(ValueError, match="Expected more than 1 value per channel when training, got input size") as e,
+    ):
+        m(x)
+    assert ", ".join(map(str, shape)) in str(e.value)
+    m.eval()(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_value_per_channel_without_tracking(training):
+    """Batch statistics are used in evaluation too."""
+    m = momentum_bn.MomentumBatchNorm2d(3, track_running_stats=False).train(training)
+    with unchanged(m), pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        m(torch.rand(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{}, {"track_running_stats": False}, {"affine": False}], ids=str)
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_wrong_number_of_channels(channels, options, training):
+    m = (
+        mid_pair_layer(**options).train(training)
+        if options.get("affine", True)
+        else momentum_bn.MomentumBatchNorm2d(3, **options)
+    )
+    m.train(training)
+    x = torch.rand(4, channels, 5, 5)
+    with unchanged(m, x), pytest.raises(ValueError) as e:
+        m(x)
+    assert "3" in str(e.value) and str(channels) in str(e.value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64, torch.complex128], ids=str
+)
+def test_dtype_of_the_input(dtype, training):
+    m = mid_pair_layer().train(training)
+    x = torch.ones(4, 3, 2, 2, dtype=dtype)
+    with unchanged(m, x), pytest.raises(TypeError) as e:
+        m(x)
+    assert any(name in str(e.value) for name in (str(dtype), str(dtype).removeprefix("torch."), type_name(dtype)))
+    with unchanged(m), pytest.raises(TypeError):
+        m(torch.ones(0, 3, 2, 2, dtype=dtype))
+
+
+def type_name(dtype):
+    """What C++ calls the dtype."""
+    return {
+        torch.int64: "Long", torch.int32: "Int", torch.uint8: "Byte", torch.bool: "Bool",
+        torch.complex64: "ComplexFloat", torch.complex128: "ComplexDouble",
+    }[dtype]  # fmt: skip
+
+
+@pytest.mark.parametrize("x", [None, 3.0, [[1.0, 2.0]], "x"], ids=str)
+def test_input_that_is_no_tensor(x):
+    m = mid_pair_layer()
+    with unchanged(m), pytest.raises((TypeError, AttributeError)):
+        m(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize(
+    "residual",
+    [
+        torch.rand(4, 3, 2, 1), torch.rand(3, 2, 2), torch.rand(1, 3, 2, 2), torch.rand(4, 3, 2, 2, 1), torch.rand(()),
+        torch.rand(4, 3, 2, 2).double(), torch.rand(4, 3, 2, 2).half(), torch.ones(4, 3, 2, 2, dtype=torch.int64),
+    ],
+    ids=lambda r: f"{tuple(r.shape)} {r.dtype}",
+)  # fmt: skip
+def test_residual(residual, inplace, training):
+    m = mid_pair_layer(inplace=inplace).train(training)
+    x = torch.rand(4, 3, 2, 2)
+    with torch.no_grad(), unchanged(m, x, residual), pytest.raises(ValueError, match="residual"):
+        m(x, residual)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+BAD_OPTIONS = [
+    ("total_iters", 0), ("total_iters", -5), ("momentum", -0.1), ("momentum", 1.5), ("momentum", float("nan")),
+    ("eps", 0.0), ("eps", -1e-5), ("eps", float("nan")), ("schedule", "linear"), ("schedule", ""),
+    ("variance", "torch"),
+    ("activation", "gelu"), ("activation", "ReLU"), ("views_per_update", 0), ("views_per_update", -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dim", DIMENSIONS)
+@pytest.mark.parametrize(("name", "value"), BAD_OPTIONS)
+def test_bad_option(dim, name, value):
+    with pytest.raises(ValueError) as e:
+        LAYERS[dim](3, **{name: value})
+    assert name in str(e.value), "the argument is named"
+    spelled = (
+        "nan" if value != value else str(value).rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    )
+    assert spelled in str(e.value) or repr(value) in str(e.value), "what came is named"
+
+
+@pytest.mark.parametrize(("name", "word"), [("schedule", "constant"), ("variance", "unbiased"), ("activation", "relu")])
+def test_bad_word_error_names_what_is_allowed(name, word):
+    with pytest.raises(ValueError, match=word):
+        momentum_bn.MomentumBatchNorm2d(3, **{name: "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("momentum", -0.1), ("momentum", 1.5), ("momentum", float("nan")), ("momentum", float("inf")),
+        ("total_iters", 0), ("total_iters", -1), ("cur_iter", -1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("tracking", [True, False])
+def test_bad_assignment(name, value, tracking):
+    m = mid_pair_layer(track_running_stats=tracking)
+    with unchanged(m), pytest.raises(ValueError, match=name):
+        setattr(m, name, value)
+
+
+def test_bad_set_total_iters_changes_no_layer():
+    net = nn.Sequential(mid_pair_layer(), mid_pair_layer())
+    with unchanged(net), pytest.raises(ValueError, match="total_iters"):
+        momentum_bn.set_total_iters(net, 0)
+
+
+def test_negative_number_of_channels():
+    with pytest.raises((ValueError, RuntimeError)):
+        momentum_bn.MomentumBatchNorm2d(-1)
+
+
+# --- the function ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("momentum", 1.5), ("momentum", -0.5), ("eps", 0.0), ("eps", -1.0), ("variance", "torch")],
+)
+def test_bad_option_of_the_function(name, value):
+    with pytest.raises(ValueError, match=name):
+        momentum_batch_norm(torch.rand(4, 3), torch.zeros(3), torch.ones(3), training=True, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias"])
+@pytest.mark.parametrize("training", [True, False])
+def test_wrong_number_of_channels_of_the_function(name, training):
+    arguments = {n: torch.ones(3) for n in ("running_mean", "running_var", "weight", "bias")}
+    arguments[name] = torch.ones(4)
+    with pytest.raises(ValueError) as e:
+        momentum_batch_norm(torch.rand(4, 3), training=training, **arguments)
+    assert name in str(e.value) and "3" in str(e.value) and "4" in str(e.value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_function_takes_both_running_statistics_or_none(training):
+    for mean, var in [(torch.zeros(3), None), (None, torch.ones(3))]:
+        with pytest.raises(ValueError, match=r"running_(mean|var)"):
+            momentum_batch_norm(torch.rand(4, 3), mean, var, training=training)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_dtype_of_the_functions_input(dtype, training):
+    with pytest.raises(TypeError):
+        momentum_batch_norm(torch.ones(4, 3, dtype=dtype), torch.zeros(3), torch.ones(3), training=training)
+
+
+@pytest.mark.parametrize("shape", ONE_VALUE, ids=str)
+def test_one_value_per_channel_in_the_function(shape):
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        momentum_batch_norm(torch.rand(shape), torch.zeros(3), torch.ones(3), training=True)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        momentum_batch_norm(torch.rand(shape), None, None)
+    momentum_batch_norm(torch.rand(shape), torch.zeros(3), torch.ones(3))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_rank_of_the_functions_input(rank, training):
+    with pytest.raises(ValueError, match="2D"):
+        momentum_batch_norm(torch.rand([3][:rank]), torch.zeros(3), torch.ones(3), training=training)

@@ -1,0 +1,157 @@
+"""torch.library.opcheck for every operator. No operator may be without a sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import momentum_bn
+from inputs import randn
+from oracle import cosine_schedule, teacher_momentum
+
+WORDS = (1e-5, 10, 2, "cosine", "published")
+
+
+def state(dtype=torch.float32, c=3):
+    return list(momentum_bn.MomentumBatchNorm2d(c, dtype=dtype).buffers())
+
+
+def test_state_order_of_the_operators_is_that_of_the_buffers():
+    names = [name for name, _ in momentum_bn.MomentumBatchNorm2d(3).named_buffers()]
+    assert names == [
+        "running_mean", "running_var", "num_batches_tracked", "view_mean_sum", "view_var_sum", "view_count",
+        "cur_iter_state", "momentum_state",
+    ]  # fmt: skip
+
+
+IMAGES = (2, 3, 4, 5)
+
+
+def values(*shape, seed=0, dtype=torch.float32):
+    return randn(*shape, seed=seed, dtype=dtype)
+
+
+def leaf(*shape, seed=0, dtype=torch.float32):
+    return values(*shape, seed=seed, dtype=dtype).requires_grad_()
+
+
+def channels_last():
+    return values(*IMAGES).contiguous(memory_format=torch.channels_last)
+
+
+def saved(dtype=torch.float32):
+    """What backward needs of the statistics: mean, what the mean lost in rounding, 1 / std."""
+    return torch.stack([randn(3, seed=8), torch.zeros(3), randn(3, seed=9).abs() + 0.5]).to(dtype)
+
+
+def double(*shape):
+    return leaf(*shape, dtype=torch.float64)
+
+
+SAMPLES = {
+    "_check_input": lambda: [
+        (leaf(*IMAGES), None, 3),
+        (leaf(4, 3), leaf(4, 3), 3),
+    ],
+    "_check_parameters": lambda: [
+        (leaf(*IMAGES), leaf(3), leaf(3), torch.zeros(3), torch.ones(3)),
+        (leaf(4, 3), None, None, None, None),
+    ],
+    "_forward_train": lambda: [
+        (leaf(*IMAGES), None, leaf(3), leaf(3), state(), *WORDS, None),
+        (leaf(*IMAGES), leaf(*IMAGES), leaf(3), leaf(3), state(), *WORDS, "relu"),
+        (values(4, 3), None, None, None, state(), *WORDS, None),
+        (leaf(4, 3, 2), None, leaf(3), None, [], *WORDS, "relu"),
+        (channels_last(), None, leaf(3), leaf(3), state(), *WORDS, None),
+        (leaf(*IMAGES, dtype=torch.bfloat16), None, leaf(3), leaf(3), state(), *WORDS, None),
+        (double(2, 3, 2, 2, 2), None, double(3), None, state(torch.float64), *WORDS, None),
+        (torch.empty(0, 3, 4, 5), None, leaf(3), leaf(3), state(), *WORDS, None),
+    ],
+    "_forward_train_": lambda: [
+        (values(*IMAGES), None, None, None, state(), *WORDS, None),
+        (values(*IMAGES), values(*IMAGES, seed=1), values(3), values(3), state(), *WORDS, "relu"),
+        (values(4, 3, dtype=torch.float16), None, None, None, [], *WORDS, None),
+    ],
+    "_forward_eval_": lambda: [
+        (values(*IMAGES), None, None, None, torch.zeros(3), torch.ones(3), 1e-5, None),
+        (channels_last(), values(*IMAGES, seed=1), values(3), values(3), torch.zeros(3), torch.ones(3), 1e-5, "relu"),
+    ],
+    "_forward_functional": lambda: [
+        (leaf(*IMAGES), leaf(3), leaf(3), torch.zeros(3), torch.ones(3), 0.5, 1e-5, "published"),
+        (leaf(4, 3), None, None, None, None, 1.0, 1e-5, "biased"),
+        (leaf(4, 3, dtype=torch.bfloat16), leaf(3), None, torch.zeros(3), torch.ones(3), 0.5, 1e-5, "unbiased"),
+    ],
+    "_backward": lambda: [
+        (leaf(*IMAGES), leaf(*IMAGES, seed=1), None, leaf(3), saved(), None, [True, True, True, False]),
+        (leaf(*IMAGES), None, None, leaf(3), saved(), None, [True, False, True, False]),
+        (leaf(*IMAGES), leaf(*IMAGES, seed=1), values(*IMAGES, seed=2), leaf(3), saved(), "relu", [True] * 4),
+        (leaf(4, 3), leaf(4, 3, seed=1), None, None, saved(), None, [True, False, False, False]),
+    ],
+    "_advance_schedule_": lambda: [
+        (torch.tensor(3), torch.tensor(0.5, dtype=torch.float64), 10, "cosine"),
+        (torch.tensor(3), torch.tensor(0.5, dtype=torch.float64), 10, "constant"),
+        (torch.tensor(3), torch.tensor(-1.0, dtype=torch.float64), 10, "cosine"),
+    ],
+    "_teacher_update_": lambda: [
+        (
+            [values(3), values(2, 2, dtype=torch.bfloat16)],
+            [torch.empty(0), values(2, 2)],  # a float32 master where the parameter has 16 bits
+            [values(3, seed=1), values(2, 2, seed=2, dtype=torch.bfloat16)],
+            torch.tensor(0),
+            10,
+            0.9,
+        ),
+    ],
+}
+
+# Of numbers and words alone: nothing for opcheck to look at.
+WITHOUT_TENSORS = {"_check_options", "_scheduled_momentum", "_teacher_param_momentum", "_show_config"}
+
+
+def test_every_operator_has_a_sample_and_is_private():
+    names = {
+        n.removeprefix("momentum_bn::") for n in torch._C._dispatch_get_all_op_names() if n.startswith("momentum_bn::")
+    }
+    assert names == SAMPLES.keys() | WITHOUT_TENSORS
+    assert all(name.startswith("_") for name in names)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_opcheck(name):
+    operator = getattr(torch.ops.momentum_bn, name).default
+    for number, arguments in enumerate(SAMPLES[name]()):
+        try:
+            torch.library.opcheck(operator, arguments)
+        except Exception as error:
+            raise AssertionError(f"sample {number} of {name}: {error}") from error
+
+
+def test_tags():
+    for name in SAMPLES:
+        assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.momentum_bn, name).default.tags
+
+
+@pytest.mark.parametrize("total_iters", [1, 2, 7, 100, 10**6])
+def test_scheduled_momentum(total_iters):
+    for t in {0, 1, 2, total_iters // 2, total_iters - 1, total_iters, total_iters + 1, 3 * total_iters}:
+        assert torch.ops.momentum_bn._scheduled_momentum(t, total_iters) == pytest.approx(
+            cosine_schedule(t, total_iters), abs=1e-15
+        )
+        actual = torch.ops.momentum_bn._teacher_param_momentum(t, total_iters, 0.97)
+        assert actual == pytest.approx(teacher_momentum(t, total_iters, 0.97), abs=1e-15)
+
+
+@pytest.mark.parametrize("options", [{}, {"track_running_stats": False}, {"activation": "relu"}], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (4, 3), (0, 3, 4, 5)], ids=str)
+def test_meta_tensors_keep_shape_dtype_and_memory_format(shape, options):
+    cls = momentum_bn.MomentumBatchNorm1d if len(shape) == 2 else momentum_bn.MomentumBatchNorm2d
+    m = cls(3, device="meta", **options)
+    y = m(torch.empty(shape, device="meta", dtype=torch.bfloat16))
+    assert y.shape == shape and y.dtype == torch.bfloat16 and y.device.type == "meta"
+    if len(shape) == 4 and shape[0]:
+        x = torch.empty(shape, device="meta").contiguous(memory_format=torch.channels_last)
+        assert m(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_show_config():
+    assert torch.__version__.split("+")[0] in torch.ops.momentum_bn._show_config()
