@@ -1,0 +1,87 @@
+#include "benchmark/time_layers.h"
+
+#include "benchmark/machine.h"
+#include "benchmark/published_norm.h"
+#include "data/fashion_mnist.h"
+#include "data/standardise.h"
+#include "output/table.h"
+
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <vector>
+
+namespace m2teacher {
+namespace {
+
+constexpr int64_t kWarmupRounds = 3;
+constexpr int64_t kCallsPerRound = 4;
+
+struct Contender {
+  Contender(std::string contender_name, const PretrainOptions& recipe, const at::Tensor& images,
+            const NormFactory& teacher_norm)
+      : name(std::move(contender_name)), pretrainer(recipe, images, teacher_norm) {}
+
+  std::string name;
+  Pretrainer pretrainer;
+  std::vector<double> forward_ms;
+  std::vector<double> step_ms;
+};
+
+template <typename Call>
+double mean_milliseconds(const Call& call) {
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < kCallsPerRound; ++i) {
+    call();
+  }
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+  return took.count() / kCallsPerRound;
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+void measure_round(Contender& contender, const at::Tensor& view, bool keep) {
+  const double forward_ms = mean_milliseconds([&] {
+    contender.pretrainer.teacher().forward(view);
+    contender.pretrainer.teacher().forward(view);
+  });
+  const double step_ms = mean_milliseconds([&] { contender.pretrainer.step(); });
+  if (keep) {
+    contender.forward_ms.push_back(forward_ms);
+    contender.step_ms.push_back(step_ms);
+  }
+}
+
+}  // namespace
+
+void run_time_layers(const TimeLayersCommand& command) {
+  const at::Tensor images = load_fashion_mnist(command.data).train.images;
+  const at::Tensor view =
+      standardise_(to_unit_range(images.narrow(0, 0, std::min(command.recipe.batch_size, images.size(0)))));
+  std::vector<std::unique_ptr<Contender>> contenders;
+  contenders.push_back(
+      std::make_unique<Contender>("published formulas, eager", command.recipe, images, published_norm()));
+  contenders.push_back(std::make_unique<Contender>("plain BatchNorm", command.recipe, images, batch_norm()));
+  contenders.push_back(
+      std::make_unique<Contender>("Momentum BatchNorm, ours", command.recipe, images, momentum_batch_norm()));
+
+  for (int64_t round = -kWarmupRounds; round < command.rounds; ++round) {
+    for (const auto& contender : contenders) {
+      measure_round(*contender, view, /*keep=*/round >= 0);
+    }
+  }
+
+  std::vector<std::vector<std::string>> rows = {{"normalisation in the teacher", "teacher forward, ms", "step, ms"}};
+  for (const auto& contender : contenders) {
+    rows.push_back({contender->name, format_number(median(contender->forward_ms), 2),
+                    format_number(median(contender->step_ms), 2)});
+  }
+  std::cout << format_table(rows) << "Both views of a batch of " << command.recipe.batch_size << "; median of "
+            << command.rounds << " rounds in turns, one process. " << describe_machine() << ".\n";
+}
+
+}  // namespace m2teacher

@@ -1,0 +1,53 @@
+#include "eval/features.h"
+
+#include "data/augment.h"
+#include "data/batch_sampler.h"
+#include "data/standardise.h"
+
+#include <ATen/ops/cat.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/utils.h>
+
+#include <algorithm>
+
+namespace m2teacher {
+namespace {
+
+// Small enough that the activations of a batch stay in the cache.
+constexpr int64_t kEncodeBatch = 100;
+constexpr int64_t kStatisticsBatch = 256;
+constexpr int64_t kStatisticsBatches = 20;
+
+}  // namespace
+
+at::Tensor encode(Encoder& encoder, const at::Tensor& images) {
+  torch::NoGradGuard no_grad;
+  encoder->eval();
+  std::vector<at::Tensor> features;
+  for (const at::Tensor& batch : images.split(kEncodeBatch)) {
+    features.push_back(encoder(standardise_(to_unit_range(batch))));
+  }
+  return at::cat(features);
+}
+
+at::Tensor raw_pixels(const at::Tensor& images) { return to_unit_range(images).flatten(1); }
+
+Encoder untrained_encoder(const EncoderOptions& options, const at::Tensor& images, uint64_t seed) {
+  torch::manual_seed(seed);
+  Encoder encoder(options, batch_norm());
+  // A momentum of none averages over all batches alike.
+  for (const auto& module : encoder->modules()) {
+    if (auto* layer = dynamic_cast<torch::nn::BatchNorm2dImpl*>(module.get())) {
+      layer->options.momentum(std::nullopt);
+    }
+  }
+  torch::NoGradGuard no_grad;
+  BatchSampler sampler(images.size(0), std::min(kStatisticsBatch, images.size(0)), seed);
+  for (int64_t i = 0; i < kStatisticsBatches; ++i) {
+    encoder(standardise_(to_unit_range(images.index_select(0, sampler.next()))));
+  }
+  encoder->eval();
+  return encoder;
+}
+
+}  // namespace m2teacher

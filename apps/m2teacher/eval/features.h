@@ -1,0 +1,28 @@
+#pragma once
+
+#include "data/image_set.h"
+#include "models/encoder.h"
+
+#include <ATen/core/Tensor.h>
+
+namespace m2teacher {
+
+/// Features of images with the labels of these.
+struct LabelledFeatures {
+  at::Tensor features;  ///< (N, F), float32
+  at::Tensor labels;    ///< (N), int64
+};
+
+/// What the encoder makes of the images, in evaluation mode and without gradients.
+/// @param images  (N, C, H, W), uint8
+/// @return (N, F), float32
+at::Tensor encode(Encoder& encoder, const at::Tensor& images);
+
+/// The pixels themselves, in [0, 1]: (N, C * H * W).
+at::Tensor raw_pixels(const at::Tensor& images);
+
+/// An encoder with its initial weights, whose BatchNorm statistics were estimated on the images.
+/// @param images  (N, C, H, W), uint8
+Encoder untrained_encoder(const EncoderOptions& options, const at::Tensor& images, uint64_t seed);
+
+}  // namespace m2teacher

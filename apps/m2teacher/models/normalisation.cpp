@@ -1,0 +1,66 @@
+#include "models/normalisation.h"
+
+#include <momentum_bn/modules.h>
+
+#include <torch/nn/modules/batchnorm.h>
+
+namespace m2teacher {
+namespace {
+
+template <typename Module>
+class BatchNorm : public Norm {
+ public:
+  BatchNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options)
+      : module_(parent.register_module(name, Module(options.channels))), relu_(options.relu) {}
+
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual) override {
+    at::Tensor y = module_(x);
+    if (residual.defined()) {
+      y.add_(residual);
+    }
+    return relu_ ? y.relu_() : y;
+  }
+
+ private:
+  Module module_;
+  bool relu_;
+};
+
+template <typename Module>
+class MomentumBatchNorm : public Norm {
+ public:
+  MomentumBatchNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options)
+      : module_(parent.register_module(name, Module(layer_options(options)))) {}
+
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual) override { return module_(x, residual); }
+
+ private:
+  static momentum_bn::MomentumBatchNormOptions layer_options(const NormOptions& options) {
+    return momentum_bn::MomentumBatchNormOptions(options.channels)
+        .activation(options.relu ? momentum_bn::Activation::ReLU : momentum_bn::Activation::None)
+        .inplace(true);
+  }
+
+  Module module_;
+};
+
+/// A factory of `Layer<Layer1d>` and `Layer<Layer2d>`, as the input asks for.
+template <template <typename> typename Layer, typename Layer1d, typename Layer2d>
+NormFactory factory() {
+  return [](torch::nn::Module& parent, const std::string& name, const NormOptions& options) -> std::unique_ptr<Norm> {
+    if (options.spatial) {
+      return std::make_unique<Layer<Layer2d>>(parent, name, options);
+    }
+    return std::make_unique<Layer<Layer1d>>(parent, name, options);
+  };
+}
+
+}  // namespace
+
+NormFactory batch_norm() { return factory<BatchNorm, torch::nn::BatchNorm1d, torch::nn::BatchNorm2d>(); }
+
+NormFactory momentum_batch_norm() {
+  return factory<MomentumBatchNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>();
+}
+
+}  // namespace m2teacher

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace m2teacher {
+
+/// Normalisation and what follows it: y = activation(norm(x) + residual).
+class Norm {
+ public:
+  virtual ~Norm() = default;
+
+  /// @param x         (N, C) or (N, C, H, W); may be overwritten
+  /// @param residual  undefined, or of x's shape
+  virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& residual) = 0;
+  at::Tensor forward(const at::Tensor& x) { return forward(x, {}); }
+};
+
+struct NormOptions {
+  int64_t channels;
+  bool spatial;  ///< input (N, C, H, W); otherwise (N, C)
+  bool relu;     ///< followed by ReLU
+};
+
+/// Makes a normalisation and registers its module in `parent` under `name`.
+using NormFactory = std::function<std::unique_ptr<Norm>(torch::nn::Module& parent, const std::string& name,
+                                                        const NormOptions& options)>;
+
+/// torch's BatchNorm: for the student, and for every encoder that is only evaluated.
+NormFactory batch_norm();
+
+/// Momentum BatchNorm with fused residual and ReLU, in place: for the teacher.
+NormFactory momentum_batch_norm();
+
+}  // namespace m2teacher

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <ostream>
+#include <string>
+
+namespace m2teacher {
+
+/// Says on a stream how far a training run is: a bar that redraws itself on a terminal, now and then a plain line
+/// elsewhere. Shows the running mean of the loss, images per second and the time left.
+class Progress {
+ public:
+  /// @param terminal  whether the stream is one
+  Progress(std::ostream& stream, bool terminal, int64_t total_steps, int64_t images_per_step);
+
+  void update(int64_t step, double loss);
+  /// Mean over the run so far; 0 before the first update.
+  double images_per_second() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void draw(int64_t step);
+
+  std::ostream& stream_;
+  bool terminal_;
+  int64_t total_steps_;
+  int64_t images_per_step_;
+  int64_t steps_done_ = 0;
+  double mean_loss_ = 0;
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point last_drawn_ = start_;
+};
+
+/// Seconds as "1:05" or "2:00:09".
+std::string format_duration(double seconds);
+
+}  // namespace m2teacher

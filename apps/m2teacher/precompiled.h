@@ -1,0 +1,10 @@
+#pragma once
+
+// torch's headers that most sources of the trainer include, for a precompiled header. Each source still includes what
+// it uses.
+
+#include <ATen/ATen.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/linear.h>

@@ -1,0 +1,83 @@
+"""A tiny data set in Fashion-MNIST's format, and the trainer to run on it."""
+
+import gzip
+import os
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+TRAIN, TEST = 1000, 40
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    payload = header + values.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(payload) if path.suffix == ".gz" else payload)
+
+
+def bars(count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy images with one bright bar, whose place is the label."""
+    labels = np.arange(count) % 10
+    images = generator.integers(0, 60, size=(count, 28, 28))
+    for image, label in zip(images, labels, strict=True):
+        image[2 + 2 * label : 5 + 2 * label, 4:24] = 220
+    return images, labels
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with the four files, two of them compressed."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    train_images, train_labels = bars(TRAIN, generator)
+    test_images, test_labels = bars(TEST, generator)
+    write_idx(folder / "train-images-idx3-ubyte.gz", train_images)
+    write_idx(folder / "train-labels-idx1-ubyte", train_labels)
+    write_idx(folder / "t10k-images-idx3-ubyte.gz", test_images)
+    write_idx(folder / "t10k-labels-idx1-ubyte", test_labels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def m2teacher() -> Run:
+    """Runs the trainer with the given arguments. M2TEACHER in the environment names another binary."""
+    binary = Path(os.environ.get("M2TEACHER", REPOSITORY / "build/bin/m2teacher"))
+    if not binary.exists():
+        pytest.fail(f"{binary} is not there: build it first (make setup), or set M2TEACHER")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(binary), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+def pretrain_arguments(data: Path, out: Path, **options: object) -> list[str]:
+    """A short training of a small model; `options` in place of or beside those below."""
+    chosen: dict[str, object] = {"data": data, "out": out, "steps": 30, "batch_size": 8, "warmup_steps": 5}
+    chosen |= {"widths": "8,16", "head_hidden": 16, "head_out": 8, "eval_every": 10} | options
+    return [
+        "pretrain",
+        *(text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", str(value))),
+    ]
+
+
+@pytest.fixture
+def train(m2teacher: Run, data: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Trains a small model on the tiny data set; returns the run's folder."""
+
+    def run(**options: object) -> Path:
+        out = tmp_path / "run"
+        result = m2teacher(*pretrain_arguments(data, out, **options))
+        assert result.returncode == 0, result.stderr
+        return out
+
+    return run

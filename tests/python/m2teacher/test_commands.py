@@ -1,0 +1,129 @@
+"""The trainer's commands from end to end on a tiny data set."""
+
+import csv
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from .conftest import REPOSITORY, Run, pretrain_arguments
+
+Train = Callable[..., Path]
+
+
+def test_pretrain_leaves_metrics_and_a_checkpoint_alone(train: Train) -> None:
+    out = train()
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.safetensors", "metrics.csv"]
+
+
+def test_metrics_show_the_schedules_and_a_falling_loss(train: Train) -> None:
+    with (train() / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows] == [10, 20, 30]
+    assert [int(row["images"]) for row in rows] == [80, 160, 240]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    # Step n is the n-th update: the schedules stand at n - 1.
+    cosine = (np.cos(np.pi * np.array([9, 19, 29]) / 30) + 1) / 2
+    assert [float(row["bn_momentum"]) for row in rows] == pytest.approx(cosine, rel=1e-4)
+    assert all(0 <= float(row["teacher_knn"]) <= 100 for row in rows)
+
+
+def test_python_reads_the_checkpoint(train: Train) -> None:
+    path = train(seed=5) / "checkpoint.safetensors"
+    tensors = load_file(path)
+    assert tensors["teacher.encoder.conv1.weight"].shape == (8, 1, 3, 3)
+    assert tensors["student.predictor.fc2.bias"].shape == (8,)
+    assert tensors["teacher.encoder.bn1.cur_iter_state"].item() == 30
+    assert tensors["teacher.encoder.bn1.momentum_state"].dtype == torch.float64
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "m2teacher"
+    settings = json.loads(metadata["settings"])
+    assert settings["widths"] == [8, 16]
+    assert settings["seed"] == 5
+
+
+def test_same_seed_same_bytes(train: Train) -> None:
+    def digest(**options: object) -> str:
+        return hashlib.sha256((train(**options) / "checkpoint.safetensors").read_bytes()).hexdigest()
+
+    first = digest(seed=1)
+    assert digest(seed=1) == first
+    assert digest(seed=2) != first
+    # Looking at the accuracy on the way changes nothing.
+    assert digest(seed=1, eval_every=0) == first
+
+
+def percent(text: str) -> list[float]:
+    return [float(figure) for figure in re.findall(r"([\d.]+) %", text)]
+
+
+def test_knn_and_linear_print_accuracies(train: Train, m2teacher: Run, data: Path) -> None:
+    source = ("--data", data, "--checkpoint", train() / "checkpoint.safetensors")
+    knn = m2teacher("knn", *source, "--neighbours", 5)
+    assert knn.returncode == 0, knn.stderr
+    assert len(percent(knn.stdout)) == 1
+    assert percent(knn.stdout)[0] > 30  # of ten classes
+    assert m2teacher("knn", *source, "--neighbours", 5).stdout == knn.stdout
+    assert m2teacher("knn", *source, "--neighbours", 5, "--network", "student").returncode == 0
+    assert m2teacher("knn", *source, "--neighbours", 5, "--shift", 0.3).returncode == 0
+    linear = m2teacher("linear", *source, "--labels-per-class", "0,10,5")
+    assert linear.returncode == 0, linear.stderr
+    assert len(percent(linear.stdout)) == 3
+    assert min(percent(linear.stdout)) > 30
+
+
+def test_compare_prints_a_table(train: Train, m2teacher: Run, data: Path) -> None:
+    result = m2teacher("compare", "--data", data, "--checkpoint", train() / "checkpoint.safetensors")
+    assert result.returncode == 0, result.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines()]
+    assert rows[0][1:] == ["kNN", "kNN shifted", "linear", "10 labels", "100 labels"]
+    assert [row[0] for row in rows[2:]] == ["raw pixels", "untrained encoder", "trained student", "trained teacher"]
+    figures = np.array([[float(cell) for cell in row[1:]] for row in rows[2:]])
+    # The bar's place is the class: easy for pixels, until the images are shifted.
+    assert figures[0, 0] == 100
+    assert figures[0, 1] < 90
+    assert ((figures > 5) & (figures <= 100)).all()
+
+
+def test_neighbours_and_report(train: Train, m2teacher: Run, data: Path) -> None:
+    out = train()
+    result = m2teacher(
+        *("neighbours", "--data", data, "--checkpoint", out / "checkpoint.safetensors"),
+        *("--out", out / "neighbours.safetensors", "--queries", 3, "--neighbours", 4),
+    )
+    assert result.returncode == 0, result.stderr
+    found = load_file(out / "neighbours.safetensors")
+    assert found["images"].shape == (3, 5, 28, 28)
+    assert found["images"].dtype == torch.uint8
+    assert found["labels"][:, 0].tolist() == [0, 1, 2]
+
+    pytest.importorskip("matplotlib", reason="the report is drawn with matplotlib")
+    sys.path.insert(0, str(REPOSITORY / "apps/m2teacher"))
+    from report import draw_report
+
+    picture = draw_report(out)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_time_layers_names_the_machine(m2teacher: Run, data: Path) -> None:
+    result = m2teacher("--threads", 1, "time-layers", "--data", data, "--rounds", 1, "--batch-size", 4, "--widths", "8")
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"^\| .*\d+\.\d\d \| +\d+\.\d\d \|$", result.stdout, re.MULTILINE)) == 3
+    assert "1 threads, allocator" in result.stdout
+
+
+def test_progress_is_plain_lines_where_stderr_is_no_terminal(m2teacher: Run, data: Path, tmp_path: Path) -> None:
+    result = m2teacher(*pretrain_arguments(data, tmp_path / "run", steps=2))
+    assert result.returncode == 0, result.stderr
+    assert "\r" not in result.stderr
+    assert re.search(r"^step 2/2  loss \d\.\d{3}  \d+ images/s  0:00 left$", result.stderr, re.MULTILINE)
