@@ -18,7 +18,7 @@
 namespace m2teacher {
 namespace {
 
-constexpr int64_t kMaxWidth = 1 << 16;
+constexpr int64_t kWidestLayer = 1 << 16;
 constexpr int64_t kMaxPool = 64;
 
 /// Refuses what is no number or outside [low, high], in words without trailing zeros.
@@ -90,7 +90,7 @@ void add_recipe(CLI::App& app, PretrainOptions& recipe) {
       ->capture_default_str();
   app.add_option("--widths", recipe.model.encoder.widths, "Channels of the encoder's stages, as in 32,64,128")
       ->delimiter(',')
-      ->check(between(int64_t{1}, kMaxWidth))
+      ->check(between(int64_t{1}, kWidestLayer))
       ->expected(1, 8)
       ->capture_default_str();
   app.add_option("--pool", recipe.model.encoder.pool,
@@ -98,10 +98,10 @@ void add_recipe(CLI::App& app, PretrainOptions& recipe) {
       ->check(between(int64_t{1}, kMaxPool))
       ->capture_default_str();
   app.add_option("--head-hidden", recipe.model.head_hidden, "Hidden units of projector and predictor")
-      ->check(between(int64_t{1}, kMaxWidth))
+      ->check(between(int64_t{1}, kWidestLayer))
       ->capture_default_str();
   app.add_option("--head-out", recipe.model.head_out, "Outputs of projector and predictor")
-      ->check(between(int64_t{1}, kMaxWidth))
+      ->check(between(int64_t{1}, kWidestLayer))
       ->capture_default_str();
   add_seed(app, recipe.seed);
 }

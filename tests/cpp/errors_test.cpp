@@ -64,22 +64,16 @@ TEST(Errors, WrongRank) {
   expect_contains(refused<c10::ValueError>(layer, at::rand({3})), {"expected 4D input (got 1D input)"});
   expect_contains(refused<c10::ValueError>(layer, at::rand({})), {"expected 4D input (got 0D input)"});
   expect_contains(refused<c10::ValueError>(layer, at::empty({0, 3})), {"expected 4D input (got 2D input)"});
-  expect_contains(words_of<c10::ValueError>([] {
-                    MomentumBatchNorm1d(3)->forward(at::rand({4, 3, 2, 2}));
-                  }),
+  expect_contains(words_of<c10::ValueError>([] { MomentumBatchNorm1d(3)->forward(at::rand({4, 3, 2, 2})); }),
                   {"expected 2D or 3D input (got 4D input)"});
-  expect_contains(words_of<c10::ValueError>([] {
-                    MomentumBatchNorm3d(3)->forward(at::rand({4, 3, 2, 2}));
-                  }),
+  expect_contains(words_of<c10::ValueError>([] { MomentumBatchNorm3d(3)->forward(at::rand({4, 3, 2, 2})); }),
                   {"expected 5D input (got 4D input)"});
 }
 
 TEST(Errors, OneValuePerChannel) {
   MomentumBatchNorm2d layer = mid_pair_layer();
   const auto before = snapshot(layer);
-  expect_contains(words_of<c10::ValueError>([&] {
-                    layer->forward(at::rand({1, 3, 1, 1}));
-                  }),
+  expect_contains(words_of<c10::ValueError>([&] { layer->forward(at::rand({1, 3, 1, 1})); }),
                   {"Expected more than 1 value per channel when training, got input size", "1, 3, 1, 1"});
   expect_same(snapshot(layer), before);
   layer->eval();
@@ -171,9 +165,7 @@ TEST(Errors, Function) {
                   {"momentum"});
   expect_contains(words_of<c10::ValueError>([&] { momentum_batch_norm(x, ones, ones, {}, {}, true, 1.0, 0.0); }),
                   {"eps"});
-  expect_contains(words_of<c10::ValueError>([&] {
-                    momentum_batch_norm(at::rand({1, 3}), ones, ones, {}, {}, true);
-                  }),
+  expect_contains(words_of<c10::ValueError>([&] { momentum_batch_norm(at::rand({1, 3}), ones, ones, {}, {}, true); }),
                   {"Expected more than 1 value per channel when training"});
 }
 

@@ -72,58 +72,28 @@ std::map<std::string, std::function<void()>> error_cases() {
   const MomentumBatchNormOptions o(3);
   const auto layer = [](const MomentumBatchNormOptions& options) { return MomentumBatchNorm2d(options); };
   return {
-      {"rank_1d",
-       [=] {
-         MomentumBatchNorm1d(o)->forward(at::ones({4, 3, 2, 2}));
-       }},
-      {"rank_2d",
-       [=] {
-         layer(o)->forward(at::ones({4, 3, 2}));
-       }},
-      {"rank_3d",
-       [=] {
-         MomentumBatchNorm3d(o)->forward(at::ones({4, 3, 2, 2}));
-       }},
-      {"one_value",
-       [=] {
-         MomentumBatchNorm1d(o)->forward(at::ones({1, 3}));
-       }},
-      {"one_value_2d",
-       [=] {
-         layer(o)->forward(at::ones({1, 3, 1, 1}));
-       }},
+      {"rank_1d", [=] { MomentumBatchNorm1d(o)->forward(at::ones({4, 3, 2, 2})); }},
+      {"rank_2d", [=] { layer(o)->forward(at::ones({4, 3, 2})); }},
+      {"rank_3d", [=] { MomentumBatchNorm3d(o)->forward(at::ones({4, 3, 2, 2})); }},
+      {"one_value", [=] { MomentumBatchNorm1d(o)->forward(at::ones({1, 3})); }},
+      {"one_value_2d", [=] { layer(o)->forward(at::ones({1, 3, 1, 1})); }},
       {"one_value_untracked",
        [=] {
          auto untracked = layer(MomentumBatchNormOptions(o).track_running_stats(false));
          untracked->eval();
          untracked->forward(at::ones({1, 3, 1, 1}));
        }},
-      {"channels",
-       [=] {
-         layer(o)->forward(at::ones({4, 5, 2, 2}));
-       }},
+      {"channels", [=] { layer(o)->forward(at::ones({4, 5, 2, 2})); }},
       {"channels_eval",
        [=] {
          auto evaluating = layer(o);
          evaluating->eval();
          evaluating->forward(at::ones({4, 5, 2, 2}));
        }},
-      {"integer",
-       [=] {
-         layer(o)->forward(at::ones({4, 3, 2, 2}, at::kLong));
-       }},
-      {"complex",
-       [=] {
-         layer(o)->forward(at::ones({4, 3, 2, 2}, at::kComplexFloat));
-       }},
-      {"residual_shape",
-       [=] {
-         layer(o)->forward(at::ones({4, 3, 2, 2}), at::ones({4, 3, 2, 1}));
-       }},
-      {"residual_dtype",
-       [=] {
-         layer(o)->forward(at::ones({4, 3, 2, 2}), at::ones({4, 3, 2, 2}, at::kDouble));
-       }},
+      {"integer", [=] { layer(o)->forward(at::ones({4, 3, 2, 2}, at::kLong)); }},
+      {"complex", [=] { layer(o)->forward(at::ones({4, 3, 2, 2}, at::kComplexFloat)); }},
+      {"residual_shape", [=] { layer(o)->forward(at::ones({4, 3, 2, 2}), at::ones({4, 3, 2, 1})); }},
+      {"residual_dtype", [=] { layer(o)->forward(at::ones({4, 3, 2, 2}), at::ones({4, 3, 2, 2}, at::kDouble)); }},
       {"eps", [=] { layer(MomentumBatchNormOptions(o).eps(-1)); }},
       {"momentum", [=] { layer(MomentumBatchNormOptions(o).momentum(1.5)); }},
       {"total_iters", [=] { layer(MomentumBatchNormOptions(o).total_iters(0)); }},
@@ -137,34 +107,14 @@ std::map<std::string, std::function<void()>> error_cases() {
          torch::nn::ModuleList network(layer(o));
          momentum_bn::set_total_iters(*network, 0);
        }},
-      {"function_channels",
-       [] {
-         momentum_batch_norm(at::ones({4, 3}), at::ones({4}), at::ones({3}), {}, {}, true);
-       }},
+      {"function_channels", [] { momentum_batch_norm(at::ones({4, 3}), at::ones({4}), at::ones({3}), {}, {}, true); }},
       {"function_weight",
-       [] {
-         momentum_batch_norm(at::ones({4, 3}), at::ones({3}), at::ones({3}), at::ones({2}), {}, true);
-       }},
-      {"function_one_of_two",
-       [] {
-         momentum_batch_norm(at::ones({4, 3}), at::ones({3}), {}, {}, {}, true);
-       }},
-      {"function_one_value",
-       [] {
-         momentum_batch_norm(at::ones({1, 3}), {}, {}, {}, {}, true);
-       }},
-      {"function_integer",
-       [] {
-         momentum_batch_norm(at::ones({4, 3}, at::kLong), {}, {}, {}, {}, true);
-       }},
-      {"function_momentum",
-       [] {
-         momentum_batch_norm(at::ones({4, 3}), {}, {}, {}, {}, true, 1.5);
-       }},
-      {"function_eps",
-       [] {
-         momentum_batch_norm(at::ones({4, 3}), {}, {}, {}, {}, true, 1.0, 0.0);
-       }},
+       [] { momentum_batch_norm(at::ones({4, 3}), at::ones({3}), at::ones({3}), at::ones({2}), {}, true); }},
+      {"function_one_of_two", [] { momentum_batch_norm(at::ones({4, 3}), at::ones({3}), {}, {}, {}, true); }},
+      {"function_one_value", [] { momentum_batch_norm(at::ones({1, 3}), {}, {}, {}, {}, true); }},
+      {"function_integer", [] { momentum_batch_norm(at::ones({4, 3}, at::kLong), {}, {}, {}, {}, true); }},
+      {"function_momentum", [] { momentum_batch_norm(at::ones({4, 3}), {}, {}, {}, {}, true, 1.5); }},
+      {"function_eps", [] { momentum_batch_norm(at::ones({4, 3}), {}, {}, {}, {}, true, 1.0, 0.0); }},
       {"function_rank", [] { momentum_batch_norm(at::ones({3}), {}, {}, {}, {}, true); }},
   };
 }

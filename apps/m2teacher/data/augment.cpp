@@ -1,6 +1,7 @@
 #include "data/augment.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/affine_grid_generator.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/grid_sampler_2d.h>

@@ -13,6 +13,8 @@ torch::nn::Conv2d conv(int64_t in_channels, int64_t out_channels, int64_t kernel
   torch::nn::Conv2d made(
       torch::nn::Conv2dOptions(in_channels, out_channels, kernel).stride(stride).padding((kernel - 1) / 2).bias(false));
   torch::nn::init::kaiming_normal_(made->weight, /*a=*/0, torch::kFanOut, torch::kReLU);
+  // The layout of the weight decides that of the output; the input's says nothing where it has one channel.
+  made->weight.set_data(made->weight.contiguous(at::MemoryFormat::ChannelsLast));
   return made;
 }
 
@@ -49,7 +51,7 @@ EncoderImpl::EncoderImpl(const EncoderOptions& options, const NormFactory& norm)
 }
 
 at::Tensor EncoderImpl::forward(const at::Tensor& images) {
-  at::Tensor x = bn1_->forward(conv1_(images.contiguous(at::MemoryFormat::ChannelsLast)));
+  at::Tensor x = bn1_->forward(conv1_(images).contiguous(at::MemoryFormat::ChannelsLast));
   for (BasicBlock& block : blocks_) {
     x = block(x);
   }

@@ -5,7 +5,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
-namespace momentum_bn::autograd {
+namespace momentum_bn::versions {
 namespace {
 
 using ops::MaybeTensor;
@@ -76,4 +76,4 @@ TORCH_LIBRARY_IMPL(momentum_bn, ADInplaceOrView, m) {
   m.impl("_teacher_update_", teacher_update_);
 }
 
-}  // namespace momentum_bn::autograd
+}  // namespace momentum_bn::versions

@@ -29,8 +29,6 @@ double current_momentum(const State& state) {
   return momentum >= 0 ? momentum : 1.0 / static_cast<double>(*state.cur_iter.const_data_ptr<int64_t>() + 1);
 }
 
-at::ScalarType coefficient_type(bool in_double) { return in_double ? at::kDouble : at::kFloat; }
-
 }  // namespace
 
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule) {

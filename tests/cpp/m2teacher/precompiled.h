@@ -1,7 +1,6 @@
 #pragma once
 
-// torch's headers that most sources of the trainer include, for a precompiled header. Each source still includes what
-// it uses.
+// torch's headers that most of these tests include, for a precompiled header. Each source still includes what it uses.
 
 #include <ATen/ATen.h>
 #include <torch/nn/cloneable.h>
