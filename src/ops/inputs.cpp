@@ -1,9 +1,11 @@
 #include "ops/inputs.h"
 
 #include "ops/checks.h"
+#include "ops/composite/formulas.h"
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 namespace momentum_bn {
 namespace {
@@ -61,5 +63,9 @@ void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, c
 void check_writable(const at::Tensor& x) { at::assert_no_internal_overlap(x); }
 
 at::Tensor empty_output(const at::Tensor& x) { return at::empty_like(x, x.options(), x.suggest_memory_format()); }
+
+at::Tensor zero_saved(const at::Tensor& x) {
+  return at::zeros_symint({3, x.sym_size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
+}
 
 }  // namespace momentum_bn

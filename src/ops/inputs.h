@@ -30,4 +30,7 @@ void check_writable(const at::Tensor& x);
 /// Like x, in its suggested memory format.
 at::Tensor empty_output(const at::Tensor& x);
 
+/// `saved` (see schemas.cpp) where x is empty: there are no statistics.
+at::Tensor zero_saved(const at::Tensor& x);
+
 }  // namespace momentum_bn

@@ -241,7 +241,7 @@ std::tuple<at::Tensor, at::Tensor> composite_forward_train(const at::Tensor& x, 
                                                            at::TensorList state_tensors, const Config& config) {
   auto state = detached(State::of(state_tensors));
   if (!check_forward_train(x, residual, weight, bias, state)) {
-    return {x.clone(), at::zeros({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())))};
+    return {x.clone(), zero_saved(x)};
   }
   at::Tensor saved;
   {

@@ -15,10 +15,6 @@ using ops::MaybeTensor;
 using ops::MaybeWord;
 using ops::Word;
 
-at::Tensor no_statistics(const at::Tensor& x) {
-  return at::zeros({3, x.size(1)}, x.options().dtype(accumulate_type(x.scalar_type())));
-}
-
 /// Statistics of the batch blended with the state, which takes the batch in. The rows of `saved`.
 at::Tensor take_in(const at::Tensor& x, State& state, const Config& config) {
   const auto batch = batch_statistics(x);
@@ -35,7 +31,7 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  MaybeWord activation) {
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
-  if (!check_forward_train(x, residual, weight, bias, state)) return {empty_output(x), no_statistics(x)};
+  if (!check_forward_train(x, residual, weight, bias, state)) return {empty_output(x), zero_saved(x)};
   const auto saved = take_in(x, state, config);
   return {normalize(x, saved, weight, bias, residual, config.activation), saved};
 }
@@ -46,7 +42,7 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
   check_writable(x);
-  if (!check_forward_train(x, residual, weight, bias, state)) return no_statistics(x);
+  if (!check_forward_train(x, residual, weight, bias, state)) return zero_saved(x);
   const auto saved = take_in(x, state, config);
   x.copy_(normalize(x, saved, weight, bias, residual, config.activation));
   return saved;
@@ -67,7 +63,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
   const auto variance_used = variance_of(variance);
   if (!check_forward_functional(x, weight, bias, running_mean, running_var, momentum, eps)) {
     const auto nothing = at::zeros({x.size(1)}, x.options().dtype(accumulate_type(x.scalar_type())));
-    return {empty_output(x), nothing, nothing.clone(), no_statistics(x)};
+    return {empty_output(x), nothing, nothing.clone(), zero_saved(x)};
   }
   const auto batch = batch_statistics(x);
   const bool tracks = running_mean && running_mean->defined();

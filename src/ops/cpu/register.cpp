@@ -66,10 +66,6 @@ at::Tensor empty_saved(const at::Tensor& x) {
   return at::empty({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
 }
 
-at::Tensor zero_saved(const at::Tensor& x) {
-  return at::zeros({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
-}
-
 /// What one forward pass has beside x and the parameters.
 struct Pass {
   const MaybeTensor& residual;
