@@ -27,9 +27,20 @@ def restore_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def python_peer() -> Path:
-    """The C++ side of the tests across languages. MOMENTUM_BN_BUILD_DIR names the build folder, by default `build`."""
+    """The C++ side of the tests across languages."""
+    return built_program("python_peer")
+
+
+@pytest.fixture(scope="session")
+def kernels_test() -> Path:
+    """The C++ tests of the kernels alone."""
+    return built_program("kernels_test")
+
+
+def built_program(name: str) -> Path:
+    """One of the C++ tests' programs. MOMENTUM_BN_BUILD_DIR names the build folder, by default `build`."""
     build = Path(os.environ.get("MOMENTUM_BN_BUILD_DIR", REPOSITORY / "build"))
-    found = sorted(build.glob("**/bin/python_peer"))
+    found = sorted(build.glob(f"**/bin/{name}"))
     if not found:
-        pytest.skip(f"no C++ tests built: {build}/bin/python_peer is missing (build the C++ tests first)")
+        pytest.skip(f"no C++ tests built: {build}/bin/{name} is missing (build the C++ tests first)")
     return found[0]

@@ -1,0 +1,142 @@
+"""Every instruction set that ATEN_CPU_CAPABILITY can choose, through the layer, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import layer_results
+import momentum_bn
+from inputs import FLOATS, TOLERANCE, as_layout, randn
+from layer_results import Case
+from snapshots import same_bits
+
+CAPABILITIES = ["default", "avx2", "avx512"]
+THREADS = [1, 2, 3, 4]
+SCRIPT = Path(layer_results.__file__)
+
+
+def native(capability: str) -> bool:
+    flags = {"default": set(), "avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512vl"}}
+    cpuinfo = Path("/proc/cpuinfo")
+    return flags[capability] <= set(cpuinfo.read_text().split() if cpuinfo.exists() else [])
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return layer_results.random_cases(FLOATS) + layer_results.exact_cases([torch.float32, torch.bfloat16])
+
+
+@pytest.fixture(scope="module")
+def results(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, dict]]:
+    """Of each capability that the processor has: show_config() and the outputs of the cases."""
+    folder = tmp_path_factory.mktemp("capabilities")
+    torch.save(cases, folder / "cases")
+    processes = {}
+    for capability in filter(native, CAPABILITIES):
+        processes[capability] = subprocess.Popen(
+            [sys.executable, SCRIPT, folder / "cases", folder / capability, *map(str, THREADS)],
+            env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    for capability, process in processes.items():
+        _, errors = process.communicate()
+        assert process.returncode == 0, f"{capability}: {errors}"
+    return {capability: torch.load(folder / capability) for capability in processes}
+
+
+def results_of(capability: str, results: dict[str, tuple[str, dict]]) -> tuple[str, dict]:
+    if capability not in results:
+        pytest.skip(f"this processor does not have {capability}")
+    return results[capability]
+
+
+def check_outputs(case: Case, outputs: dict[str, torch.Tensor]) -> None:
+    """Against float64, where sums of n terms may be off n times as far."""
+    wanted = layer_results.expected(case, outputs["y"])
+    # Rounded once: half of what two values may be apart.
+    tolerance = {torch.float32: 1e-6}.get(case.x.dtype, TOLERANCE[case.x.dtype])
+    n = case.x.numel() / case.x.size(1)
+    for name, value in outputs.items():
+        of_parameters = name in ("dweight", "dbias")
+        statistics = max(1e-6, 0.0) if case.x.dtype != torch.float64 else 1e-12
+        atol = statistics * n if of_parameters else statistics if name in ("mean", "var") else tolerance
+        assert_close(
+            value.double(), wanted[name], rtol=tolerance, atol=atol,
+            msg=lambda text, name=name: f"{case.name} {name}: {text}",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_show_config_names_the_instruction_set(capability, results):
+    config, _ = results_of(capability, results)
+    assert f"CPU kernels in use: {capability.upper()} " in config
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_against_the_oracle(capability, cases, results):
+    _, outputs = results_of(capability, results)
+    for case in cases:
+        check_outputs(case, outputs[1][case.name])
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_same_bits_on_any_number_of_threads(capability, results):
+    _, outputs = results_of(capability, results)
+    for threads in THREADS[1:]:
+        for name, values in outputs[threads].items():
+            for key, value in values.items():
+                assert same_bits(value, outputs[1][name][key]), f"{name}: {key} on {threads} threads"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_exact_inputs_have_exact_results(capability, cases, results):
+    """Nothing is rounded, so every instruction set has the oracle's very numbers."""
+    _, outputs = results_of(capability, results)
+    for case in cases:
+        if case.name.startswith("exact"):
+            got = outputs[1][case.name]
+            for name, value in layer_results.expected(case, got["y"]).items():
+                assert torch.equal(got[name].double(), value), f"{case.name}: {name}"
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(4, 3, 5, 5), (4, 3, 20, 20)], ids=str)
+def test_relu_masks_gradients_as_torch_does(shape, layout):
+    """Where the output is NaN, infinite or 0 too."""
+    x = as_layout(randn(*shape, dtype=torch.float32), layout)
+    residual = randn(*shape, seed=1, dtype=torch.float32)
+    residual.view(-1)[::7] = float("nan")
+    residual.view(-1)[1::7] = float("inf")
+    residual.view(-1)[2::7] = -float("inf")
+    fused = momentum_bn.MomentumBatchNorm2d(3, activation="relu")
+    plain = momentum_bn.MomentumBatchNorm2d(3)
+    results = []
+    for forward in (fused, lambda x, residual: torch.relu(plain(x) + residual)):
+        leaves = [t.clone().requires_grad_() for t in (x, residual)]
+        y = forward(*leaves)
+        y.backward(torch.ones_like(y))
+        results.append((y.detach(), leaves[0].grad, leaves[1].grad))
+    for fused_value, plain_value in zip(*results, strict=True):
+        assert_close(fused_value, plain_value, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_weight_of_zero_leaves_the_bias(layout, dtype):
+    """However large x is: its distance from the mean may be more than the type holds."""
+    largest = torch.finfo(dtype).max
+    x = torch.full((4, 3, 20, 20), largest, dtype=dtype)
+    x[:, :, ::3] = -largest
+    m = momentum_bn.MomentumBatchNorm2d(3)
+    with torch.no_grad():
+        m.weight.zero_()
+        m.bias.fill_(1.25)
+    assert torch.equal(m(as_layout(x, layout)), torch.full_like(x, 1.25))
