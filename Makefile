@@ -14,7 +14,7 @@ SHELL := bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libcli11-dev nlohmann-json3-dev libgtest-dev dataset-fashion-mnist
+SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libcli11-dev nlohmann-json3-dev libgtest-dev qemu-user dataset-fashion-mnist
 
 VENV_BIN := .venv/bin
 PIP_INSTALL := $(VENV_BIN)/python -m pip install -qq
@@ -35,7 +35,7 @@ endif
 BUILD := cmake --build --preset release
 BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 
-.PHONY: help setup demo test bench lint clean system-packages FORCE
+.PHONY: help setup demo test sanitize bench lint clean system-packages FORCE
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -51,6 +51,11 @@ test: setup ## run all tests: C++, Python, packaging
 	@ctest --preset release
 	@$(VENV_BIN)/python -m pytest
 
+sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer (some 10 minutes)
+	@cmake --preset asan -DPython_EXECUTABLE=$(abspath $(VENV_BIN)/python) >/dev/null
+	@cmake --build --preset asan
+	@ctest --preset asan
+
 bench: setup ## time the layer beside torch's
 	@$(VENV_BIN)/python benchmarks/layer.py
 
@@ -62,7 +67,7 @@ lint: .venv/.lint .venv/.package ## check style, types and common mistakes, in b
 	@printf '%s\n' $(TIDY_FILES) | xargs -P "$$(nproc)" -n 1 $(VENV_BIN)/clang-tidy --quiet -p build --extra-arg=-fno-openmp
 
 clean: ## remove .venv, build folders and caches (keeps runs/)
-	@rm -rf .venv build build-debug build-asan dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build build-debug build-asan build-tsan dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system-packages:

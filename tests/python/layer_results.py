@@ -128,13 +128,13 @@ def expected(case: Case, y: Tensor) -> dict[str, Tensor]:
     """The same in float64; `y` are outputs of the layer, whose signs say where ReLU let a gradient pass."""
     mean, var, n = batch_statistics(case.x)
     used = variance_to_normalise(var, n, "biased")
-    leaves = [t.double().requires_grad_() for t in (case.x, case.weight, case.bias)]
+    leaves = [t.to(torch.float64, copy=True).requires_grad_() for t in (case.x, case.weight, case.bias)]
     residual = None if case.residual is None else case.residual.double()
     linear = normalise(leaves[0], mean, used, case.eps, leaves[1], leaves[2], residual)
     g = case.dy.double() if case.activation is None else case.dy.double() * (y > 0)
     linear.backward(g)
     out = (linear if case.activation is None else torch.relu(linear)).detach()
-    outputs = {"y": out, "y in place": out, "dx": leaves[0].grad, "dresidual": g, "mean": mean, "var": used}
+    outputs = {"y": out, "y in place": out, "dx": leaves[0].grad, "dresidual": g, "mean": mean, "var": var}
     return outputs | {"dweight": leaves[1].grad, "dbias": leaves[2].grad}
 
 
