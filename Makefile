@@ -4,6 +4,7 @@
 #   PYTHON    the Python to build with (python3); its torch is used where it has one of 2.11 or newer
 #   TORCH     what pip installs where it has none
 #   SKIP_APT  1: leave Debian's packages alone
+#   ARGS      for `make bench`: its options; --help lists them
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -59,6 +60,9 @@ sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer and Undefined
 bench: setup ## time the layer beside torch's
 	@$(VENV_BIN)/python benchmarks/layer.py
 
+bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
+	@$(VENV_BIN)/python -m benchmarks $(ARGS)
+
 lint: .venv/.lint .venv/.package ## check style, types and common mistakes, in both languages
 	@$(VENV_BIN)/ruff check .
 	@$(VENV_BIN)/ruff format --check .
@@ -95,7 +99,7 @@ $(TRAINER): $(LIBRARY)
 .venv/.package: $(LIBRARY) $(PACKAGE_FILES)
 	@echo "-- installing the Python package into .venv"
 	@$(PIP_INSTALL) --no-build-isolation -C build-dir=build \
-	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -C cmake.define.MOMENTUM_BN_BUILD_TRAINER=ON -e '.[demo,test]'
+	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -C cmake.define.MOMENTUM_BN_BUILD_TRAINER=ON -e '.[bench,demo,test]'
 	@touch $@
 
 .venv/.lint: pyproject.toml .venv/.package

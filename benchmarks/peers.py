@@ -15,6 +15,10 @@ class PublishedBatchNorm(nn.BatchNorm2d):
     n / (n - 1), out-of-place blending, a schedule in Python), for timing only. Takes any rank from 2.
     """
 
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, num_features: int, total_iters: int = 100) -> None:
         super().__init__(num_features, momentum=1.0)
         self.total_iters = total_iters

@@ -1,0 +1,185 @@
+"""How fast the layer has to be, and how fast it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import cases, names
+from .cases import Case
+from .network_workload import network_name
+from .results import Run, Section
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on how much longer some calls take than another one, on every one of some cases.
+
+    Attributes:
+        what: the requirement in words.
+        cases: names of the cases.
+        phase: the phase of the cases' sections.
+        calls: what takes time.
+        unit: the call that is compared with; None: microseconds.
+        required: the limit.
+        goal: a stricter limit.
+        at_least: the figure has to reach the limits rather than stay below them.
+    """
+
+    what: str
+    cases: tuple[str, ...]
+    phase: str
+    calls: tuple[str, ...]
+    unit: str | None
+    required: float
+    goal: float
+    at_least: bool = False
+
+    def keeps(self, figure: float, limit: float) -> bool:
+        return figure >= limit if self.at_least else figure <= limit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run says about a budget.
+
+    Attributes:
+        figure: the worst one of all cases and calls; None where nothing was measured.
+        worst: its case, and its call where the budget has several.
+        word: ``goal``, ``met``, ``missed`` or ``not measured``; ``incomplete`` where what was measured keeps the
+            budget, but cases or calls were left out.
+    """
+
+    figure: float | None
+    worst: str
+    word: str
+
+
+def judge(budget: Budget, run: Run) -> Verdict:
+    """Compares a run with a budget."""
+    figures: list[tuple[float, str]] = []
+    for case in budget.cases:
+        section = run.section(case, budget.phase)
+        for call in budget.calls:
+            figure = _figure(section, call, budget.unit) if section else None
+            if figure is not None:
+                figures.append((figure, f"{case}: {call}" if len(budget.calls) > 1 else case))
+    if not figures:
+        return Verdict(None, "", "not measured")
+    figure, worst = (min if budget.at_least else max)(figures)
+    if not budget.keeps(figure, budget.required):
+        return Verdict(figure, worst, "missed")
+    if len(figures) < len(budget.cases) * len(budget.calls):
+        return Verdict(figure, worst, "incomplete")
+    return Verdict(figure, worst, "goal" if budget.keeps(figure, budget.goal) else "met")
+
+
+def _figure(section: Section, call: str, unit: str | None) -> float | None:
+    if call not in section.seconds or (unit is not None and unit not in section.seconds):
+        return None
+    return section.median_seconds(call) * 1e6 if unit is None else section.ratio(call, unit)
+
+
+def _names(some: Sequence[Case]) -> tuple[str, ...]:
+    return tuple(case.name for case in some)
+
+
+_MAPS = [*cases.STAGE_1, *cases.STAGE_2, *cases.STAGE_3]  # of 28x28 values and more
+_NCHW = _names([case for case in _MAPS if not case.channels_last])
+_NHWC = _names([case for case in _MAPS if case.channels_last])
+_SMALLEST = (cases.SMALLEST.name,)
+_NETWORKS = (network_name(False), network_name(True))
+_INPLACE = (names.OURS_INPLACE,)
+_INPLACE_AND_RELU = (names.OURS_INPLACE, names.OURS_INPLACE_RELU)
+_FRESH = (names.OURS_FRESH,)
+_OURS = (names.OURS,)
+
+_TIMES_COPY = [
+    Budget(
+        "in place, with or without ReLU, NCHW from 28x28",
+        _NCHW,
+        names.FORWARD,
+        _INPLACE_AND_RELU,
+        names.COPY,
+        0.55,
+        0.40,
+    ),
+    Budget("in place, NCHW 7x7", _names(cases.STAGE_5[:1]), names.FORWARD, _INPLACE, names.COPY, 0.75, 0.50),
+    Budget("in place, NHWC from 28x28", _NHWC, names.FORWARD, _INPLACE, names.COPY, 1.0, 0.75),
+    Budget("in place, (256, 4096)", (cases.HEAD.name,), names.FORWARD, _INPLACE, names.COPY, 1.2, 0.8),
+    Budget("in place, bf16 NCHW", _names(cases.STAGE_2_BFLOAT16[:1]), names.FORWARD, _INPLACE, names.COPY, 0.55, 0.45),
+    Budget("fresh output, NCHW from 28x28", _NCHW, names.FORWARD, _FRESH, names.COPY, 2.0, 1.0),
+    Budget(
+        "backward alone over dy, from 28x28",
+        _NCHW + _NHWC,
+        names.TRAINING,
+        (names.OURS_BACKWARD_OVER_DY,),
+        names.COPY,
+        1.05,
+        0.70,
+    ),
+]
+_OVERHEAD = [
+    Budget("a call in place on (32, 64, 8, 8), us", (cases.SMALL.name,), names.FORWARD, _INPLACE, None, 25, 12),
+    Budget("a call in place on (2, 16, 2, 2) / torch BN", _SMALLEST, names.FORWARD, _INPLACE, names.TORCH, 1.0, 0.5),
+    Budget("a fresh output of (2, 16, 2, 2) / torch BN", _SMALLEST, names.FORWARD, _FRESH, names.TORCH, 1.0, 0.5),
+    Budget("forward + backward on (2, 16, 2, 2) / torch BN", _SMALLEST, names.TRAINING, _OURS, names.TORCH, 1.1, 0.8),
+]
+_SPEEDUPS = [
+    Budget(
+        "torch BN / in place, NCHW from 28x28",
+        _NCHW,
+        names.FORWARD,
+        (names.TORCH,),
+        names.OURS_INPLACE,
+        10,
+        18,
+        at_least=True,
+    ),
+    Budget(
+        "torch BN / in place, NHWC from 28x28",
+        _NHWC,
+        names.FORWARD,
+        (names.TORCH,),
+        names.OURS_INPLACE,
+        5,
+        7,
+        at_least=True,
+    ),
+    Budget(
+        "forward + backward: torch BN / ours, from 28x28",
+        _NCHW + _NHWC,
+        names.TRAINING,
+        (names.TORCH,),
+        names.OURS,
+        2.5,
+        6,
+        at_least=True,
+    ),
+    Budget(
+        "forward + backward: torch.compile(published) / ours, from 28x28",
+        _NCHW + _NHWC,
+        names.TRAINING,
+        (names.PUBLISHED_COMPILED,),
+        names.OURS,
+        2,
+        5,
+        at_least=True,
+    ),
+]
+_NETWORK = [
+    Budget("ResNet-50 teacher forward: ours / Identity", _NETWORKS, names.FORWARD, _OURS, names.IDENTITY, 1.06, 1.00),
+    Budget(
+        "ResNet-50 teacher forward: published / ours",
+        _NETWORKS,
+        names.FORWARD,
+        (names.PUBLISHED,),
+        names.OURS,
+        2.0,
+        2.6,
+        at_least=True,
+    ),
+]
+
+# Of float32 where not told otherwise, on two threads, with the default allocator.
+BUDGETS = [*_TIMES_COPY, *_OVERHEAD, *_SPEEDUPS, *_NETWORK]

@@ -1,0 +1,150 @@
+"""One normalisation: the layer, its peers, and what a pass over memory costs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+import momentum_bn
+
+from . import names, optional_operators
+from .cases import Case
+from .peers import PublishedBatchNorm, published_formulas
+from .timing import Call
+from .workload import Workload
+
+TOTAL_ITERS = 10**9  # so far from its end, the schedule changes nothing that is timed
+NOT_IN_THIS_BUILD = "this build has no such operator"
+
+
+def forward_workload(case: Case, compiled: bool) -> Workload:
+    """Forward in training mode without gradients, as in a teacher. ``compiled`` adds torch.compile of the peers."""
+    x, residual, overwritten, out = case.make(), case.make(), case.make(), case.make()
+    rectified = case.make()
+    layer = _ours(case)
+    inplace = _ours(case, inplace=True)
+    fused = _ours(case, inplace=True, activation="relu")
+    with torch.no_grad():
+        # Over its own output again and again, a ReLU would leave fewer and fewer values other than 0.
+        fused.bias.fill_(2.0)
+    torch_layer = _torch(case)
+    published = _published(case)
+    calls: dict[str, Call] = {
+        names.COPY: lambda: out.copy_(x),
+        names.RELU: lambda: rectified.relu_(),
+        names.CLONE: lambda: x.clone(),
+        names.OURS_INPLACE: lambda: inplace(overwritten),
+        names.OURS_INPLACE_RELU: lambda: fused(overwritten),
+        names.OURS_INPLACE_RESIDUAL_RELU: lambda: fused(overwritten, residual),
+        names.OURS_FRESH: lambda: layer(x),
+        names.TORCH: lambda: torch_layer(x),
+        names.TORCH_REUSED: _torch_into(torch_layer, x, out),
+        names.TORCH_RELU: lambda: torch_layer(x).relu_(),
+        names.PUBLISHED: lambda: published(x),
+    }
+    absent = {}
+    ours_into_out = optional_operators.forward_into(out, x, layer.weight, layer.bias)
+    if ours_into_out is None:
+        absent[names.OURS_REUSED] = NOT_IN_THIS_BUILD
+    else:
+        calls[names.OURS_REUSED] = ours_into_out
+    peers = _compiled_peers(case) if compiled else {}
+    calls |= {name: partial(model, x) for name, model in peers.items()}
+    return Workload(
+        case.name,
+        names.FORWARD,
+        names.COPY,
+        with_grad=False,
+        calls=calls,
+        may_fail=set(peers),
+        absent=absent,
+        written=lambda: [out, rectified, overwritten],
+    )
+
+
+def training_workload(case: Case, compiled: bool) -> Workload:
+    """Forward and backward (dx, dweight, dbias); the gradient that comes in is not the layer's to overwrite."""
+    x = case.make().requires_grad_()
+    dy, overwritten, out = case.make(), case.make(), case.make()
+    models: dict[str, nn.Module] = {
+        names.OURS: _ours(case),
+        names.OURS_RELU: _ours(case, activation="relu"),
+        names.TORCH: _torch(case),
+        names.PUBLISHED: _published(case),
+    }
+    peers = _compiled_peers(case) if compiled else {}
+
+    def training(model: nn.Module) -> Call:
+        inputs = [x, *model.parameters()]
+        return lambda: torch.autograd.grad(model(x), inputs, dy)
+
+    calls: dict[str, Call] = {names.COPY: lambda: out.copy_(dy)}
+    calls |= {name: training(model) for name, model in (models | peers).items()}
+    calls[names.OURS_BACKWARD_FRESH] = optional_operators.backward_fresh(dy, x.detach())
+    absent = {}
+    over_dy = optional_operators.backward_over(overwritten, x.detach())
+    if over_dy is None:
+        absent[names.OURS_BACKWARD_OVER_DY] = NOT_IN_THIS_BUILD
+    else:
+        calls[names.OURS_BACKWARD_OVER_DY] = over_dy
+    return Workload(
+        case.name,
+        names.TRAINING,
+        names.COPY,
+        with_grad=True,
+        calls=calls,
+        may_fail=set(peers),
+        absent=absent,
+        written=lambda: [out, overwritten],
+    )
+
+
+class PublishedFormulas(nn.Module):
+    """The published formulas without what a compiler could not see through: the remembered view and the schedule."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(case.channels, dtype=case.dtype))
+        self.bias = nn.Parameter(torch.zeros(case.channels, dtype=case.dtype))
+        self.register_buffer("running_mean", torch.zeros(case.channels, dtype=case.dtype))
+        self.register_buffer("running_var", torch.ones(case.channels, dtype=case.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return published_formulas(x, self.weight, self.bias, self.running_mean, self.running_var)
+
+
+def _compiled_peers(case: Case) -> dict[str, nn.Module]:
+    # Shapes of earlier cases would otherwise make the compiler assume shapes that change, and give up in the end.
+    torch.compiler.reset()
+    peers: dict[str, nn.Module] = {
+        names.TORCH_COMPILED: _torch(case),
+        names.PUBLISHED_COMPILED: PublishedFormulas(case),
+    }
+    for peer in peers.values():
+        peer.compile(dynamic=False)
+    return peers
+
+
+def _ours(case: Case, **options: object) -> momentum_bn.MomentumBatchNorm:
+    layer = momentum_bn.MomentumBatchNorm1d if len(case.shape) == 2 else momentum_bn.MomentumBatchNorm2d
+    return layer(case.channels, total_iters=TOTAL_ITERS, **options)  # type: ignore[arg-type]
+
+
+def _torch(case: Case) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    return (nn.BatchNorm1d if len(case.shape) == 2 else nn.BatchNorm2d)(case.channels)
+
+
+def _published(case: Case) -> nn.Module:
+    """Its parameters have x's dtype: mixed ones would promote the output."""
+    return PublishedBatchNorm(case.channels, total_iters=TOTAL_ITERS).to(case.dtype)
+
+
+def _torch_into(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, out: Tensor) -> Call:
+    statistics = torch.empty(x.size(1)), torch.empty(x.size(1))
+    parameters = layer.weight, layer.bias, layer.running_mean, layer.running_var
+    return lambda: torch.native_batch_norm(x, *parameters, True, 0.1, 1e-5, out=(out, *statistics))

@@ -1,0 +1,77 @@
+"""A whole teacher forward: ResNet-50 whose every normalisation is one of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+import momentum_bn
+
+from . import names
+from .layer_workloads import TOTAL_ITERS
+from .peers import PublishedBatchNorm
+from .resnet import NormFactory, ResNet, share_weights
+from .workload import Workload
+
+
+class SeparatePasses(nn.Module):
+    """A normalisation, an addition and a ReLU, each a pass of its own over memory; the last two in place."""
+
+    def __init__(self, norm: nn.Module, relu: bool) -> None:
+        super().__init__()
+        self.norm = norm
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y: Tensor = self.norm(x)
+        if residual is not None:
+            y = y.add_(residual)
+        return y.relu_() if self.relu else y
+
+
+def _ours(channels: int, relu: bool) -> nn.Module:
+    return momentum_bn.MomentumBatchNorm2d(
+        channels, total_iters=TOTAL_ITERS, inplace=True, activation="relu" if relu else None
+    )
+
+
+NORMS: dict[str, NormFactory] = {
+    names.IDENTITY: lambda _, relu: SeparatePasses(nn.Identity(), relu),
+    names.OURS: _ours,
+    names.TORCH: lambda channels, relu: SeparatePasses(nn.BatchNorm2d(channels), relu),
+    names.PUBLISHED: lambda channels, relu: SeparatePasses(PublishedBatchNorm(channels, TOTAL_ITERS), relu),
+}
+
+
+def networks(channels_last: bool, blocks: Sequence[int], width: int) -> dict[str, ResNet]:
+    """One network per normalisation, in training mode, all with the same convolutions."""
+    models = {name: ResNet(norm, blocks, width) for name, norm in NORMS.items()}
+    share_weights(models.values())
+    if channels_last:
+        models = {name: model.to(memory_format=torch.channels_last) for name, model in models.items()}  # type: ignore[call-overload]
+    return models
+
+
+def network_name(channels_last: bool) -> str:
+    return f"ResNet-50 {'NHWC' if channels_last else 'NCHW'}"
+
+
+def network_workload(
+    channels_last: bool, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, batch: int = 16, side: int = 128
+) -> Workload:
+    """Forward passes of ResNet-50 in training mode without gradients, in multiples of one without normalisation."""
+    models = networks(channels_last, blocks, width)
+    x = torch.randn(batch, 3, side, side)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return Workload(
+        network_name(channels_last),
+        names.FORWARD,
+        names.IDENTITY,
+        with_grad=False,
+        calls={name: partial(model, x) for name, model in models.items()},
+        written=lambda: [model(x) for model in models.values()],
+    )

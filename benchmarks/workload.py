@@ -1,0 +1,66 @@
+"""A set of calls to be timed side by side, and its timing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .results import Section
+from .timing import Call, interleaved_seconds
+
+
+@dataclass
+class Workload:
+    """Calls on one case.
+
+    Attributes:
+        case: what is normalised.
+        phase: what is done with it.
+        unit: the call that the others are multiples of.
+        with_grad: whether the calls record graphs.
+        calls: what is timed, in this order, by name.
+        may_fail: names of calls that are reported rather than fatal where they fail (compilers do).
+        absent: why a call is not there, by name.
+        written: the tensors that the calls write again and again, and which must stay ordinary numbers.
+    """
+
+    case: str
+    phase: str
+    unit: str
+    with_grad: bool
+    calls: dict[str, Call]
+    may_fail: set[str] = field(default_factory=set)
+    absent: dict[str, str] = field(default_factory=dict)
+    written: Callable[[], Iterable[Tensor]] = tuple
+
+
+def time_workload(workload: Workload, rounds: int, seconds_per_call: float = 0.02) -> Section:
+    """Times all calls.
+
+    Raises:
+        ArithmeticError: the calls have left values whose arithmetic is slower than that of others, or means nothing.
+    """
+    absent = dict(workload.absent)
+    with torch.set_grad_enabled(workload.with_grad):
+        calls = dict(workload.calls)
+        for name in workload.may_fail:
+            try:
+                calls[name]()
+            except Exception as error:  # a compiler may fail in any way
+                del calls[name]
+                absent[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        seconds = interleaved_seconds(calls, rounds, seconds_per_call)
+        for tensor in workload.written():
+            check_ordinary(tensor.detach(), f"{workload.case}, {workload.phase}")
+    return Section(workload.case, workload.phase, workload.unit, seconds, absent)
+
+
+def check_ordinary(values: Tensor, what: str) -> None:
+    """Raises ArithmeticError where a value is infinite, NaN or subnormal."""
+    if not torch.isfinite(values).all():
+        raise ArithmeticError(f"{what}: the timed calls have left infinite or NaN values")
+    if ((values != 0) & (values.abs() < torch.finfo(values.dtype).tiny)).any():
+        raise ArithmeticError(f"{what}: the timed calls have left subnormal values")

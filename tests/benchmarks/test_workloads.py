@@ -1,0 +1,119 @@
+"""The workloads: names, what peers compute, values after many calls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import momentum_bn
+from benchmarks import names
+from benchmarks.budgets import BUDGETS
+from benchmarks.cases import FAR_BEYOND_CACHES, LARGE_CASES, SMALL_CASES, SMALLEST, STAGE_2_BFLOAT16, Case
+from benchmarks.layer_workloads import forward_workload, training_workload
+from benchmarks.network_workload import network_name, network_workload, networks
+from benchmarks.peers import PublishedBatchNorm, published_formulas
+from benchmarks.plan import workloads
+from benchmarks.workload import Workload, time_workload
+
+
+def tiny_network(channels_last: bool) -> Workload:
+    return network_workload(channels_last, blocks=(1, 1), width=4, batch=2, side=32)
+
+
+TINY_CASES = [
+    Case((2, 16, 2, 2)),
+    Case((4, 3, 5, 5), True),
+    Case((8, 5)),
+    Case((2, 16, 4, 4), False, torch.bfloat16),
+    Case((2, 16, 4, 4), True, torch.bfloat16),
+]
+
+
+def test_case_names() -> None:
+    assert STAGE_2_BFLOAT16[1].name == "bf16 256x56x56 NHWC"
+    assert FAR_BEYOND_CACHES.name == "256x56x56 NCHW batch 128"
+    every = [case.name for case in LARGE_CASES + SMALL_CASES]
+    assert len(set(every)) == len(every)
+
+
+def test_case_makes_what_its_name_says() -> None:
+    x = STAGE_2_BFLOAT16[1].make()
+    assert x.shape == (32, 256, 56, 56)
+    assert x.dtype == torch.bfloat16
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_plan_selects_by_name() -> None:
+    assert len(list(workloads(only=SMALLEST.name, quick=True))) == 2
+    assert len(list(workloads(only="ResNet", quick=False))) == 2
+    assert len(list(workloads(only="", quick=False))) == 2 * len(LARGE_CASES + SMALL_CASES) + 2
+    assert not list(workloads(only="no such case", quick=False))
+
+
+def test_budgets_refer_to_what_is_timed() -> None:
+    forward, training = forward_workload(SMALLEST, True), training_workload(SMALLEST, True)
+    timed = {
+        (case.name, workload.phase): {*workload.calls, *workload.absent}
+        for workload in (forward, training)
+        for case in LARGE_CASES + SMALL_CASES
+    }
+    timed |= {(network_name(last), names.FORWARD): {*tiny_network(last).calls} for last in (False, True)}
+    for budget in BUDGETS:
+        for case in budget.cases:
+            assert {*budget.calls, budget.unit} - {None} <= timed[case, budget.phase], budget.what
+
+
+@pytest.mark.parametrize("case", TINY_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("make", [forward_workload, training_workload])
+def test_many_calls_leave_ordinary_values(make: object, case: Case) -> None:
+    section = time_workload(make(case, False), rounds=20, seconds_per_call=1e-4)  # type: ignore[operator]
+    assert section.unit == names.COPY
+    assert {names.COPY, names.TORCH, names.PUBLISHED} <= set(section.seconds)
+
+
+@pytest.mark.parametrize("make", [forward_workload, training_workload])
+def test_compiled_peers_are_there_or_reported(make: object) -> None:
+    workload = make(SMALLEST, True)  # type: ignore[operator]
+    assert {names.TORCH_COMPILED, names.PUBLISHED_COMPILED} == workload.may_fail <= set(workload.calls)
+
+
+def test_published_layer_is_ours() -> None:
+    ours = momentum_bn.MomentumBatchNorm2d(5, total_iters=4).double()
+    published = PublishedBatchNorm(5, total_iters=4).double()
+    for _ in range(6):
+        x = torch.randn(4, 5, 3, 3, dtype=torch.float64) * 3 + 1
+        torch.testing.assert_close(ours(x), published(x))
+    torch.testing.assert_close(ours.running_var, published.running_var)
+
+
+def test_published_formulas_are_ours() -> None:
+    x, weight, bias, mean, var = torch.randn(4, 5, 3, 3), *torch.randn(3, 5), torch.rand(5)
+    y = momentum_bn.functional.momentum_batch_norm(x, mean, var, weight, bias, training=True, momentum=0.5)[0]
+    torch.testing.assert_close(published_formulas(x, weight, bias, mean, var), y)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_networks_differ_in_their_norm_alone(channels_last: bool) -> None:
+    models = networks(channels_last, blocks=(2, 1), width=4)
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        y = {name: model(x) for name, model in models.items()}
+        torch.testing.assert_close(y[names.OURS], y[names.PUBLISHED], rtol=1e-4, atol=1e-5)
+        # The variance of torch's BatchNorm is the biased one.
+        torch.testing.assert_close(y[names.OURS], y[names.TORCH], rtol=0.1, atol=0.1)
+        assert not torch.allclose(y[names.OURS], y[names.IDENTITY], rtol=0.1, atol=0.1)
+    weights = [model.layers[0].conv2.weight for model in models.values()]
+    assert all(weight is weights[0] for weight in weights)
+    assert weights[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_network_is_resnet_50() -> None:
+    with torch.device("meta"):
+        model = networks(False, (3, 4, 6, 3), 64)[names.TORCH]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_network_workload(channels_last: bool) -> None:
+    section = time_workload(tiny_network(channels_last), 1, 0.0)
+    assert set(section.seconds) == {names.IDENTITY, names.OURS, names.TORCH, names.PUBLISHED}
