@@ -8,7 +8,7 @@ import torch
 import momentum_bn
 from benchmarks import names
 from benchmarks.budgets import BUDGETS
-from benchmarks.cases import FAR_BEYOND_CACHES, LARGE_CASES, SMALL_CASES, SMALLEST, STAGE_2_BFLOAT16, Case
+from benchmarks.cases import FAR_BEYOND_CACHES, HEAD, LARGE_CASES, SMALL_CASES, SMALLEST, STAGE_2_BFLOAT16, Case
 from benchmarks.layer_workloads import forward_workload, training_workload
 from benchmarks.network_workload import network_name, network_workload, networks
 from benchmarks.peers import PublishedBatchNorm, published_formulas
@@ -32,6 +32,7 @@ TINY_CASES = [
 def test_case_names() -> None:
     assert STAGE_2_BFLOAT16[1].name == "bf16 256x56x56 NHWC"
     assert FAR_BEYOND_CACHES.name == "256x56x56 NCHW batch 128"
+    assert HEAD.name == "(256, 4096)"
     every = [case.name for case in LARGE_CASES + SMALL_CASES]
     assert len(set(every)) == len(every)
 
