@@ -57,9 +57,6 @@ sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer and Undefined
 	@cmake --build --preset asan
 	@ctest --preset asan
 
-bench: setup ## time the layer beside torch's
-	@$(VENV_BIN)/python benchmarks/layer.py
-
 bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
 

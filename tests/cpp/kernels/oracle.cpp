@@ -47,7 +47,7 @@ Gradients gradients(const Shape& shape, const std::vector<double>& dy, const std
   std::vector<long double> sum_g(static_cast<size_t>(shape.channels));
   std::vector<long double> sum_gx(static_cast<size_t>(shape.channels));
   for_values(shape, [&](size_t i, size_t c) {
-    const double g = y.empty() || y[i] > 0 ? dy[i] : 0;
+    const double g = y.empty() || !(y[i] <= 0) ? dy[i] : 0;
     result.dx[i] = g * coefficients.scale[c];
     result.dresidual[i] = g;
     sum_g[c] += g;
