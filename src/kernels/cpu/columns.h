@@ -1,439 +1,660 @@
 #pragma once
 
+#include "kernels/cpu/backward_run.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/moments.h"
-#include "kernels/cpu/normalize_run.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/scratch.h"
 
-#include <cstring>
-#include <memory>
-#include <new>
+#include <numeric>
 
 // [outer][channels][inner] with short planes or none: rows of channels * inner columns, each column part of one
 // channel. Where a block of columns fits the cache over all rows, blocks are tasks and a block's second read comes from
-// the cache. Otherwise segments of rows are tasks; their number depends on the shape alone and they are merged in
+// the cache. Otherwise segments of rows are tasks; their number depends on the shape alone and they are added up in
 // order: the same bits for any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// Rows that are added up in registers before their sums go to the accumulators.
+/// Rows that are added up in registers before their sums go to the accumulators: where the values are in the caches,
+/// and where they come from memory, which is read fastest one row after the other.
 constexpr int64_t kRowsAtOnce = 8;
+constexpr int64_t kFarRowsAtOnce = 2;
+/// Rows that are normalised, or taken backward, together, where the values are in the caches: their columns'
+/// coefficients are read once. Memory is read fastest one row after the other.
+constexpr int64_t kRowsTogether = 4;
 /// Rows after which the accumulators are emptied into double: few enough for their rounding.
-constexpr int64_t kRowsPerChunk = 32;
+constexpr int64_t kRowsPerChunk = 64;
+/// A block of columns is about so wide: longer runs of a row are read faster, accumulators of shorter ones stay near.
+constexpr int64_t kBlockColumns = 512;
+constexpr int64_t kAlignedColumns = 64;
 /// A block of columns may take this many bytes over all rows, to be read again from the cache.
-constexpr int64_t kBlockBytes = 256 * 1024;
-/// A block is at least this wide (below, rows waste cache lines) and at most this (its accumulators stay near).
-constexpr int64_t kNarrowestBlock = 64;
-constexpr int64_t kWidestBlock = 1024;
+constexpr int64_t kBlockBytes = 512 * 1024;
+/// Below this many rows blocks of columns are tasks even where each channel is one column.
+constexpr int64_t kFewRows = 128;
 /// A segment of rows is worth this many values.
-constexpr int64_t kSegmentValues = 256 * 1024;
+constexpr int64_t kSegmentValues = 128 * 1024;
 constexpr int64_t kMostSegments = 64;
-/// How far ahead of a row's values memory is asked for.
-constexpr int64_t kAheadBytes = 16 * 1024;
-
-/// Uninitialised memory whose tail may be read as full vectors.
-template <typename V>
-class Scratch {
- public:
-  explicit Scratch(int64_t size)
-      : values_(static_cast<V*>(::operator new(static_cast<size_t>(size + kPadding) * sizeof(V)))) {}
-  ~Scratch() { ::operator delete(values_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  V* get() const { return values_; }
-
- private:
-  V* values_;
-};
+/// So many channels' totals are a task.
+constexpr int64_t kChannelsTogether = 512;
+/// From this many bytes on values are taken to come from memory, which is then asked for them in advance.
+constexpr int64_t kBeyondCaches = 16 * 1024 * 1024;
+/// How far in advance, where rows follow each other.
+constexpr int64_t kAheadBytes = 4 * 1024;
 
 struct ColumnPlan {
-  explicit ColumnPlan(const Shape& s, int64_t element_size)
-      : shape(s), rows(s.outer), columns(s.channels * s.inner), channels_per_block(s.channels), segments(1) {
-    const int64_t cached = std::min(kBlockBytes / (rows * element_size), kWidestBlock);
-    const int64_t narrowest = divide_up(kNarrowestBlock, s.inner);
-    channels_per_block = std::max(cached / s.inner, narrowest);
-    if (s.inner == 1) channels_per_block = divide_up(channels_per_block, kNarrowestBlock) * kNarrowestBlock;
-    channels_per_block = std::min(channels_per_block, s.channels);
-    blocks = divide_up(s.channels, channels_per_block);
-    const bool fits = rows * channels_per_block * s.inner * element_size <= 4 * kBlockBytes;
-    const bool enough = blocks >= 4 || s.values() <= kSegmentValues / 4;
-    if (fits && enough) return;
-    blocks = 1;
-    channels_per_block = s.channels;
-    segments = std::min(
-        {kMostSegments, std::max<int64_t>(1, s.values() / kSegmentValues) * 2, divide_up(rows, kRowsPerChunk)});
+  ColumnPlan(const Shape& s, int64_t element_size)
+      : shape(s), rows(s.outer), columns(s.channels * s.inner), channels_per_block(s.channels) {
+    // Blocks begin and end with full vectors.
+    const int64_t step = kAlignedColumns / std::gcd(kAlignedColumns, s.inner);
+    const int64_t channels = std::min(divide_up(divide_up(kBlockColumns, s.inner), step) * step, s.channels);
+    const bool fits = rows * channels * s.inner * element_size <= kBlockBytes;
+    const bool wide = s.inner > 1 || rows < kFewRows;
+    if (fits && wide && s.channels >= 4 * channels) {
+      channels_per_block = channels;
+      blocks = divide_up(s.channels, channels);
+      return;
+    }
+    segments = std::clamp<int64_t>(std::min(s.values() / kSegmentValues, rows / kRowsPerChunk), 1, kMostSegments);
+    far = s.values() * element_size >= kBeyondCaches;
+    ahead = kAheadBytes / element_size;
   }
 
-  int64_t segment_begin(int64_t segment) const { return rows * segment / segments; }
+  /// At whole groups of rows: inputs whose sums are exact stay so.
+  int64_t segment_begin(int64_t segment) const {
+    return segment == segments ? rows : rows * segment / segments / kRowsAtOnce * kRowsAtOnce;
+  }
   int64_t block_begin(int64_t block) const { return block * channels_per_block; }
   int64_t block_end(int64_t block) const { return std::min(shape.channels, (block + 1) * channels_per_block); }
-  bool by_segments() const { return segments > 1; }
 
   Shape shape;
   int64_t rows;
   int64_t columns;  // of a row, which is also its stride
   int64_t channels_per_block;
-  int64_t blocks;
-  int64_t segments;
+  int64_t blocks = 1;
+  int64_t segments = 1;
+  bool far = false;  // rows follow each other and come from memory
+  int64_t ahead = 0;
 };
 
-/// Mean and m2 of each of `width` columns over `rows` rows.
-template <typename T>
-class ColumnMoments {
-  using A = Accumulate<T>;
-  using P = Pack<T>;
-
- public:
-  ColumnMoments(int64_t width, double* mean, double* m2)
-      : width_(width), mean_(mean), m2_(m2), shift_(width), first_(width), second_(width) {}
-
-  void compute(const T* x, int64_t rows, int64_t stride) {
-    std::memset(mean_, 0, static_cast<size_t>(width_) * sizeof(double));
-    std::memset(m2_, 0, static_cast<size_t>(width_) * sizeof(double));
-    start_at_mean_of(x, std::min(rows, kRowsAtOnce), stride);
-    for (int64_t row = 0; row < rows; row += kRowsPerChunk) {
-      const int64_t count = std::min(kRowsPerChunk, rows - row);
-      clear();
-      add_rows(x + row * stride, count, stride);
-      merge_chunk(x + row * stride, static_cast<double>(row), count, stride);
-    }
-  }
-
- private:
-  void clear() {
-    std::memset(first_.get(), 0, static_cast<size_t>(width_) * sizeof(A));
-    std::memset(second_.get(), 0, static_cast<size_t>(width_) * sizeof(A));
-  }
-
-  void start_at_mean_of(const T* x, int64_t rows, int64_t stride) {
-    std::memset(shift_.get(), 0, static_cast<size_t>(width_) * sizeof(A));
-    clear();
-    add_rows(x, rows, stride);
-    for (int64_t c = 0; c < width_; ++c) {
-      const A mean = first_.get()[c] / static_cast<A>(rows);
-      shift_.get()[c] = std::isfinite(mean) ? mean : 0;
-    }
-  }
-
-  void add_rows(const T* x, int64_t rows, int64_t stride) {
-    int64_t row = 0;
-    for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) add_some_rows(x + row * stride, kRowsAtOnce, stride);
-    if (row < rows) add_some_rows(x + row * stride, rows - row, stride);
-  }
-
-  void add_some_rows(const T* x, int64_t rows, int64_t stride) {
-    int64_t c = 0;
-    for (; c + P::kSize <= width_; c += P::kSize) {
-      add_pack(c, rows, [&](int64_t row) {
-        const T* from = x + row * stride + c;
-        __builtin_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes);
-        return P::load(from);
-      });
-    }
-    if (c < width_) add_pack(c, rows, [&](int64_t row) { return P::load(x + row * stride + c, width_ - c); });
-  }
-
-  template <typename Load>
-  void add_pack(int64_t c, int64_t rows, const Load& load) {
-    const P shift = P::load_wide(shift_.get() + c);
-    P first = P::load_wide(first_.get() + c);
-    P second = P::load_wide(second_.get() + c);
-    if (rows == kRowsAtOnce) {
-      P d[kRowsAtOnce];
-      for (int64_t row = 0; row < kRowsAtOnce; ++row) d[row] = load(row) - shift;
-      first = first + (((d[0] + d[1]) + (d[2] + d[3])) + ((d[4] + d[5]) + (d[6] + d[7])));
-      P low = d[0] * d[0];
-      P high = d[4] * d[4];
-      for (int row = 1; row < 4; ++row) {
-        low = multiply_add(d[row], d[row], low);
-        high = multiply_add(d[row + 4], d[row + 4], high);
-      }
-      second = second + (low + high);
-    } else {
-      for (int64_t row = 0; row < rows; ++row) {
-        const P d = load(row) - shift;
-        first = first + d;
-        second = multiply_add(d, d, second);
-      }
-    }
-    first.store_wide(first_.get() + c);
-    second.store_wide(second_.get() + c);
-  }
-
-  /// Merges the accumulators, of `count` rows from x on, into mean and m2, of `before` rows; the next shift is the new
-  /// mean.
-  void merge_chunk(const T* x, double before, int64_t count, int64_t stride) {
-    const double n = static_cast<double>(count);
-    const double share = n / (before + n);
-    double* __restrict mean = mean_;
-    double* __restrict m2 = m2_;
-    A* __restrict shift = shift_.get();
-    const A* __restrict first = first_.get();
-    const A* __restrict second = second_.get();
-    int overflow = 0;
-    for (int64_t c = 0; c < width_; ++c) overflow |= !(second[c] <= std::numeric_limits<A>::max());
-    if (overflow) return merge_chunk_in_double(x, before, count, stride);
-    for (int64_t c = 0; c < width_; ++c) {
-      const double sum = static_cast<double>(first[c]);
-      const double chunk_mean = static_cast<double>(shift[c]) + sum / n;
-      const double chunk_m2 = static_cast<double>(second[c]) - sum * (sum / n);
-      const double delta = chunk_mean - mean[c];
-      mean[c] += delta * share;
-      m2[c] += (chunk_m2 > 0 ? chunk_m2 : 0) + delta * delta * (before * share);
-      shift[c] = static_cast<A>(mean[c]);
-    }
-  }
-
-  /// For magnitudes whose squares the accumulate type does not hold.
-  void merge_chunk_in_double(const T* x, double before, int64_t count, int64_t stride) {
-    const Scratch<A> column(count);
-    const Scratch<T> values(count);
-    for (int64_t c = 0; c < width_; ++c) {
-      for (int64_t row = 0; row < count; ++row) values.get()[row] = x[row * stride + c];
-      Moments into = {before, mean_[c], m2_[c]};
-      merge(into, moments_in_double(values.get(), count));
-      mean_[c] = into.mean;
-      m2_[c] = into.m2;
-      const A mean = static_cast<A>(into.mean);
-      shift_.get()[c] = std::isfinite(mean) ? mean : 0;
-    }
-  }
-
-  int64_t width_;
-  double* mean_;
-  double* m2_;
-  Scratch<A> shift_;
-  Scratch<A> first_;
-  Scratch<A> second_;
-};
-
-/// Columns' moments, all over `rows` rows, into their channels': channel c has the `inner` columns from (c - begin) *
-/// inner on.
-inline void columns_to_channels(const double* mean, const double* m2, int64_t rows, int64_t inner, int64_t begin,
-                                int64_t end, double* channel_mean, double* channel_m2) {
-  const double n = static_cast<double>(rows);
-  for (int64_t channel = begin; channel < end; ++channel) {
-    const double* means = mean + (channel - begin) * inner;
-    const double* m2s = m2 + (channel - begin) * inner;
-    // Around the first, so that a large common mean costs nothing.
-    double sum = 0;
-    for (int64_t i = 0; i < inner; ++i) sum += means[i] - means[0];
-    const double of_all = means[0] + sum / static_cast<double>(inner);
-    double total = 0;
-    for (int64_t i = 0; i < inner; ++i) total += m2s[i] + n * (means[i] - of_all) * (means[i] - of_all);
-    channel_mean[channel] = of_all;
-    channel_m2[channel] = total;
-  }
-}
-
-/// A coefficient of channels [begin, end), once for each of their columns.
-template <typename A>
-class PerColumn {
- public:
-  PerColumn(const void* of_channels, int64_t begin, int64_t end, int64_t inner)
-      : expanded_(inner == 1 ? 0 : (end - begin) * inner), values_(static_cast<const A*>(of_channels) + begin) {
-    if (inner == 1) return;
-    A* to = expanded_.get();
-    for (int64_t channel = begin; channel < end; ++channel) {
-      for (int64_t i = 0; i < inner; ++i) *to++ = static_cast<const A*>(of_channels)[channel];
-    }
-    values_ = expanded_.get();
-  }
-  const A* get() const { return values_; }
-
- private:
-  Scratch<A> expanded_;
-  const A* values_;
-};
-
-/// A block of columns over a range of rows.
+/// A block of channels over a range of rows.
 struct Tile {
   int64_t channel_begin;
   int64_t channel_end;
   int64_t row_begin;
   int64_t row_end;
+
+  int64_t channels() const { return channel_end - channel_begin; }
+  int64_t rows() const { return row_end - row_begin; }
 };
 
+/// to[k * inner + i] = values[k]
 template <typename T>
-class TileNormalizer {
+void spread(const Accumulate<T>* values, int64_t channels, int64_t inner, Accumulate<T>* to) {
+  if (inner == 1) {
+    std::copy_n(values, channels, to);
+    return;
+  }
+  // Whole vectors: what a channel writes beyond its end, the next one overwrites, and the last one's end is padding.
+  for (int64_t k = 0; k < channels; ++k, to += inner) {
+    const auto value = Pack<T>::all(values[k]);
+    for (int64_t i = 0; i < inner; i += Pack<T>::kSize) value.store_wide(to + i);
+  }
+}
+
+/// totals[k] += the sum of channel k's columns
+template <typename A>
+void add_columns(const A* __restrict columns, int64_t channels, int64_t inner, double* __restrict totals) {
+  if (inner == 1) {
+    for (int64_t k = 0; k < channels; ++k) totals[k] += static_cast<double>(columns[k]);
+    return;
+  }
+  constexpr int64_t kLanes = 8;
+  for (int64_t k = 0; k < channels; ++k, columns += inner) {
+    double lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= inner; i += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(columns[i + lane]);
+    }
+    for (int64_t lane = 0; i + lane < inner; ++lane) lanes[lane] += static_cast<double>(columns[i + lane]);
+    for (int64_t lane = 0; lane < kLanes; ++lane) totals[k] += lanes[lane];
+  }
+}
+
+/// Sums of x - shift and of its square, of channels.
+struct Totals {
+  double* first;
+  double* second;
+};
+
+/// Forms the totals of tiles.
+template <typename T>
+class TileTotals {
   using A = Accumulate<T>;
-  using Source = EachColumn<T>;
+  using P = Pack<T>;
 
  public:
-  TileNormalizer(const ForwardArgs& args, int64_t channel_begin, int64_t channel_end)
-      : args_(args),
-        center_(args.center, channel_begin, channel_end, args.shape.inner),
-        scale_(args.scale, channel_begin, channel_end, args.shape.inner),
-        shift_(args.shift, channel_begin, channel_end, args.shape.inner) {}
+  /// For tiles of `values` of at most so many channels.
+  TileTotals(const ColumnPlan& plan, const T* values, int64_t channels)
+      : plan_(plan),
+        values_(values),
+        shift_(channels * plan.shape.inner, {values, 1}),
+        first_(channels * plan.shape.inner, {values, 2}),
+        second_(channels * plan.shape.inner, {values, 3}) {}
 
-  /// Rows backwards: the statistics pass left the last ones in the cache.
-  void run(const Tile& tile) const {
-    with_flags(args_.residual != nullptr, args_.relu, [&](auto residual, auto relu) {
-      const int64_t stride = args_.shape.channels * args_.shape.inner;
-      const int64_t width = (tile.channel_end - tile.channel_begin) * args_.shape.inner;
-      const Coefficients<Source> coefficients = {Source{center_.get()}, Source{scale_.get()}, Source{shift_.get()}};
-      for (int64_t row = tile.row_end - 1; row >= tile.row_begin; --row) {
-        const int64_t offset = row * stride + tile.channel_begin * args_.shape.inner;
-        const T* x = static_cast<const T*>(args_.x) + offset;
-        const T* added = residual() ? static_cast<const T*>(args_.residual) + offset : nullptr;
-        normalize_run<T, residual(), relu()>(x, added, static_cast<T*>(args_.y) + offset, width, coefficients,
-                                             x - kAheadBytes / static_cast<int64_t>(sizeof(T)));
-      }
-    });
+  /// shifts: of the tile's channels.
+  void compute(const Tile& tile, const A* shifts, const Totals& totals) {
+    const int64_t channels = tile.channels();
+    const int64_t inner = plan_.shape.inner;
+    const int64_t width = channels * inner;
+    const T* x = values_ + tile.row_begin * plan_.columns + tile.channel_begin * inner;
+    spread<T>(shifts, channels, inner, shift_.get());
+    std::fill_n(shift_.get() + width, P::kSize, A(0));
+    std::fill_n(totals.first, channels, 0.0);
+    std::fill_n(totals.second, channels, 0.0);
+    for (int64_t row = 0; row < tile.rows(); row += kRowsPerChunk) {
+      first_.clear(width + P::kSize);
+      second_.clear(width + P::kSize);
+      const int64_t rows = std::min(kRowsPerChunk, tile.rows() - row);
+      const T* from = x + row * plan_.columns;
+      plan_.far ? add_chunk<true, kFarRowsAtOnce>(from, width, rows) : add_chunk<false, kRowsAtOnce>(from, width, rows);
+      add_columns(first_.get(), channels, inner, totals.first);
+      add_columns(second_.get(), channels, inner, totals.second);
+    }
   }
 
  private:
-  const ForwardArgs& args_;
-  PerColumn<A> center_;
-  PerColumn<A> scale_;
-  PerColumn<A> shift_;
+  template <bool kFar, int64_t kRows>
+  void add_chunk(const T* x, int64_t width, int64_t rows) {
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows) add_rows<kFar, kRows>(x + row * plan_.columns, width);
+    if (row < rows) add_last_rows(x + row * plan_.columns, width, rows - row);
+  }
+
+  template <bool kFar, int64_t kRows>
+  void add_rows(const T* x, int64_t width) {
+    const int64_t stride = plan_.columns;
+    const int64_t ahead = plan_.ahead;
+    const auto add_pack = [&](int64_t c, const auto& load) {
+      const P shift = P::load_wide(shift_.get() + c);
+      // In pairs, for shorter chains.
+      P first[2] = {P::load_wide(first_.get() + c), P::all(0)};
+      P second[2] = {P::load_wide(second_.get() + c), P::all(0)};
+      for (int64_t row = 0; row < kRows; ++row) {
+        const P d = load(x + row * stride + c) - shift;
+        first[row % 2] = first[row % 2] + d;
+        second[row % 2] = multiply_add(d, d, second[row % 2]);
+      }
+      (first[0] + first[1]).store_wide(first_.get() + c);
+      (second[0] + second[1]).store_wide(second_.get() + c);
+    };
+    int64_t c = 0;
+    for (; c + P::kSize <= width; c += P::kSize) {
+      if constexpr (kFar) {
+        // Line after line, whatever the order of the reads.
+        for (int64_t row = 0; row < kRows; ++row) prefetch(x + ahead + c * kRows + row * P::kSize);
+      }
+      add_pack(c, [&](const T* from) { return P::load(from); });
+    }
+    if (c < width) add_pack(c, [&](const T* from) { return P::load(from, width - c); });
+  }
+
+  /// Fewer than kRowsAtOnce.
+  void add_last_rows(const T* x, int64_t width, int64_t rows) {
+    for (int64_t c = 0; c < width; c += P::kSize) {
+      const P shift = P::load_wide(shift_.get() + c);
+      P first = P::load_wide(first_.get() + c);
+      P second = P::load_wide(second_.get() + c);
+      for (int64_t row = 0; row < rows; ++row) {
+        const P d = P::load(x + row * plan_.columns + c, std::min(P::kSize, width - c)) - shift;
+        first = first + d;
+        second = multiply_add(d, d, second);
+      }
+      first.store_wide(first_.get() + c);
+      second.store_wide(second_.get() + c);
+    }
+  }
+
+  const ColumnPlan& plan_;
+  const T* values_;
+  // Of columns.
+  Scratch<A> shift_;
+  Scratch<A> first_;
+  Scratch<A> second_;
 };
 
+/// The shifts to begin with, of channels whose first row begins at x.
 template <typename T>
-void forward_by_blocks(const ColumnPlan& plan, const ForwardArgs& args, bool with_statistics) {
+void first_shifts(const ColumnPlan& plan, const T* x, int64_t channels, Accumulate<T>* shifts) {
+  using A = Accumulate<T>;
   const int64_t inner = plan.shape.inner;
-  parallel(args.parallel_for, plan.blocks, plan.shape.values(), [&](int64_t begin, int64_t end) {
-    const int64_t widest = plan.channels_per_block * inner;
-    const Scratch<double> mean(widest);
-    const Scratch<double> m2(widest);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = plan.block_begin(block);
-      const int64_t last = plan.block_end(block);
-      if (with_statistics) {
-        ColumnMoments<T> moments((last - first) * inner, mean.get(), m2.get());
-        moments.compute(static_cast<const T*>(args.x) + first * inner, plan.rows, plan.columns);
-        columns_to_channels(mean.get(), m2.get(), plan.rows, inner, first, last, args.mean, args.m2);
-        args.blend(args.blend_context, first, last);
-      }
-      TileNormalizer<T>(args, first, last).run({first, last, 0, plan.rows});
+  const int64_t count = plan.shape.values_per_channel();
+  if (inner > 1) {
+    for (int64_t k = 0; k < channels; ++k) {
+      shifts[k] = first_shift<A>(count, [&](int64_t i) { return x[i / inner * plan.columns + k * inner + i % inner]; });
     }
-  });
-}
-
-/// Mean and m2 of all columns, from those of each segment of rows.
-inline void merge_segments(const ColumnPlan& plan, double* mean, double* m2) {
-  double rows = static_cast<double>(plan.segment_begin(1));
-  for (int64_t segment = 1; segment < plan.segments; ++segment) {
-    const double more = static_cast<double>(plan.segment_begin(segment + 1) - plan.segment_begin(segment));
-    const double share = more / (rows + more);
-    const double* __restrict other_mean = mean + segment * plan.columns;
-    const double* __restrict other_m2 = m2 + segment * plan.columns;
-    for (int64_t c = 0; c < plan.columns; ++c) {
-      const double delta = other_mean[c] - mean[c];
-      mean[c] += delta * share;
-      m2[c] += other_m2[c] + delta * delta * (rows * share);
-    }
-    rows += more;
+    return;
+  }
+  // Row by row, for the compiler's vectors.
+  const int64_t taken = samples(count);
+  std::fill_n(shifts, channels, A(0));
+  for (int64_t i = 0; i < taken; ++i) {
+    const T* row = x + count * i / taken * plan.columns;
+    for (int64_t k = 0; k < channels; ++k) shifts[k] += static_cast<A>(row[k]);
+  }
+  for (int64_t k = 0; k < channels; ++k) {
+    const A mean = shifts[k] / static_cast<A>(taken);
+    shifts[k] = std::isfinite(mean) ? mean : 0;
   }
 }
 
+/// Moves shifts that lie far from the mean to it.
+/// @return whether there were any: the totals must then be formed again
+template <typename A>
+bool move_far_shifts(const Totals& totals, int64_t channels, double count, A* shifts) {
+  int64_t all_near = 1;
+  for (int64_t k = 0; k < channels; ++k) {
+    all_near &= static_cast<int64_t>(shift_is_near({totals.first[k], totals.second[k]}, count));
+  }
+  if (all_near) return false;
+  bool any = false;
+  for (int64_t k = 0; k < channels; ++k) {
+    const Sums sums = {totals.first[k], totals.second[k]};
+    const auto mean = static_cast<A>(moments_of(sums, shifts[k], count).mean);
+    if (shift_is_near(sums, count) || !std::isfinite(mean)) continue;
+    shifts[k] = mean;
+    any = true;
+  }
+  return any;
+}
+
+/// Mean and m2 of channels from their totals; from x, their first value, where these overflow.
 template <typename T>
-void forward_by_segments(const ColumnPlan& plan, const ForwardArgs& args, bool with_statistics) {
-  const int64_t channels = plan.shape.channels;
-  if (with_statistics) {
-    const Scratch<double> mean(plan.segments * plan.columns);
-    const Scratch<double> m2(plan.segments * plan.columns);
-    parallel(args.parallel_for, plan.segments, plan.shape.values(), [&](int64_t begin, int64_t end) {
-      for (int64_t segment = begin; segment < end; ++segment) {
-        const int64_t row = plan.segment_begin(segment);
-        ColumnMoments<T> moments(plan.columns, mean.get() + segment * plan.columns, m2.get() + segment * plan.columns);
-        moments.compute(static_cast<const T*>(args.x) + row * plan.columns, plan.segment_begin(segment + 1) - row,
-                        plan.columns);
+void moments_of_channels(const ColumnPlan& plan, const T* x, const Totals& totals, const Accumulate<T>* shifts,
+                         int64_t channels, double* __restrict mean, double* __restrict m2) {
+  const double count = static_cast<double>(plan.shape.values_per_channel());
+  const double* __restrict first = totals.first;
+  const double* __restrict second = totals.second;
+  int64_t all_fit = 1;
+  for (int64_t k = 0; k < channels; ++k) {
+    const double of_shifted = first[k] / count;
+    const double squares = second[k] - first[k] * of_shifted;
+    mean[k] = static_cast<double>(shifts[k]) + of_shifted;
+    m2[k] = squares > 0 ? squares : 0;
+    all_fit &= static_cast<int64_t>(std::isfinite(second[k]));
+  }
+  if (all_fit) return;
+  for (int64_t k = 0; k < channels; ++k) {
+    if (std::isfinite(second[k])) continue;
+    DoubleMoments moments;
+    for (int64_t row = 0; row < plan.rows; ++row) {
+      for (int64_t i = 0; i < plan.shape.inner; ++i) moments.add(x[row * plan.columns + k * plan.shape.inner + i]);
+    }
+    mean[k] = moments.get().mean;
+    m2[k] = moments.get().m2;
+  }
+}
+
+/// A coefficient of some channels, once for each of their columns.
+template <typename T>
+class PerColumn {
+  using A = Accumulate<T>;
+
+ public:
+  PerColumn(const void* of_channels, const Tile& tile, int64_t inner, const Apart& apart)
+      : values_(tile.channels() * inner, apart) {
+    spread<T>(static_cast<const A*>(of_channels) + tile.channel_begin, tile.channels(), inner, values_.get());
+  }
+  Pack<T> at(int64_t column) const { return Pack<T>::load_wide(values_.get() + column); }
+
+ private:
+  Scratch<A> values_;
+};
+
+/// Normalises tiles of the same channels.
+template <typename T, bool kResidual, bool kRelu, bool kStream>
+class TileNormalizer {
+  using P = Pack<T>;
+
+ public:
+  TileNormalizer(const ColumnPlan& plan, const ForwardArgs& args, const Tile& tile)
+      : plan_(plan),
+        args_(args),
+        center_(args.center, tile, plan.shape.inner, {args.y, 1}),
+        scale_(args.scale, tile, plan.shape.inner, {args.y, 2}),
+        shift_(args.shift, tile, plan.shape.inner, {args.y, 3}) {}
+
+  void run(const Tile& tile) const { plan_.far ? run<1>(tile) : run<kRowsTogether>(tile); }
+
+ private:
+  template <int64_t kRows>
+  void run(const Tile& tile) const {
+    int64_t row = tile.row_begin;
+    for (; row + kRows <= tile.row_end; row += kRows) run_rows<kRows>(tile, row);
+    for (; row < tile.row_end; ++row) run_rows<1>(tile, row);
+  }
+
+  template <int64_t kRows>
+  void run_rows(const Tile& tile, int64_t row) const {
+    const int64_t stride = plan_.columns;
+    const int64_t offset = row * stride + tile.channel_begin * plan_.shape.inner;
+    const int64_t width = tile.channels() * plan_.shape.inner;
+    const T* x = static_cast<const T*>(args_.x) + offset;
+    const T* residual = kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr;
+    T* y = static_cast<T*>(args_.y) + offset;
+    int64_t c = 0;
+    for (; c + P::kSize <= width; c += P::kSize) {
+      const P center = center_.at(c);
+      const P scale = scale_.at(c);
+      const P shift = shift_.at(c);
+      // All reads before the writes: a row may lie a multiple of 4 KB from the next, and a read waits for a write to an
+      // address with the same last 12 bits.
+      P results[kRows];
+      for (int64_t r = 0; r < kRows; ++r) {
+        const int64_t at = r * stride + c;
+        results[r] = finish(P::load(x + at), kResidual ? P::load(residual + at) : P(), center, scale, shift);
+      }
+      for (int64_t r = 0; r < kRows; ++r) results[r].template store<kStream>(y + r * stride + c);
+    }
+    if (c == width) return;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t at = r * stride + c;
+      finish(P::load(x + at, width - c), kResidual ? P::load(residual + at, width - c) : P(), center_.at(c),
+             scale_.at(c), shift_.at(c))
+          .store(y + at, width - c);
+    }
+  }
+
+  static P finish(const P& x, const P& residual, const P& center, const P& scale, const P& shift) {
+    P result = normalized(x, center, scale, shift);
+    if constexpr (kResidual) result = result + residual;
+    if constexpr (kRelu) result = relu(result);
+    return result;
+  }
+
+  const ColumnPlan& plan_;
+  const ForwardArgs& args_;
+  PerColumn<T> center_;
+  PerColumn<T> scale_;
+  PerColumn<T> shift_;
+};
+
+template <typename T, bool kResidual, bool kRelu, bool kStream>
+class ColumnsForward {
+  using A = Accumulate<T>;
+  using Normalizer = TileNormalizer<T, kResidual, kRelu, kStream>;
+
+ public:
+  ColumnsForward(const ColumnPlan& plan, const ForwardArgs& args)
+      : plan_(plan), args_(args), count_(static_cast<double>(plan.shape.values_per_channel())) {}
+
+  void run(bool with_statistics) const {
+    if (plan_.blocks > 1) return run_blocks(with_statistics);
+    if (with_statistics) statistics_of_segments();
+    normalize_segments();
+  }
+
+ private:
+  const T* x() const { return static_cast<const T*>(args_.x); }
+
+  void run_blocks(bool with_statistics) const {
+    parallel(args_.parallel_for, plan_.blocks, plan_.shape.values(), [&](int64_t begin, int64_t end) {
+      const int64_t channels = with_statistics ? plan_.channels_per_block : 0;
+      TileTotals<T> tile_totals(plan_, x(), channels);
+      const Scratch<A> shifts(channels);
+      const Scratch<double> first(channels);
+      const Scratch<double> second(channels);
+      const Totals totals = {first.get(), second.get()};
+      for (int64_t block = begin; block < end; ++block) {
+        const Tile tile = {plan_.block_begin(block), plan_.block_end(block), 0, plan_.rows};
+        if (with_statistics) {
+          const T* of_tile = x() + tile.channel_begin * plan_.shape.inner;
+          first_shifts(plan_, of_tile, tile.channels(), shifts.get());
+          tile_totals.compute(tile, shifts.get(), totals);
+          if (move_far_shifts(totals, tile.channels(), count_, shifts.get())) {
+            tile_totals.compute(tile, shifts.get(), totals);
+          }
+          finish(tile, totals, shifts.get());
+        }
+        Normalizer(plan_, args_, tile).run(tile);
+      }
+      if constexpr (kStream) streaming_done();
+    });
+  }
+
+  void finish(const Tile& tile, const Totals& totals, const A* shifts) const {
+    moments_of_channels(plan_, x() + tile.channel_begin * plan_.shape.inner, totals, shifts, tile.channels(),
+                        args_.mean + tile.channel_begin, args_.m2 + tile.channel_begin);
+    args_.blend(args_.blend_context, tile.channel_begin, tile.channel_end);
+  }
+
+  Tile tile_of_segment(int64_t segment) const {
+    return {0, plan_.shape.channels, plan_.segment_begin(segment), plan_.segment_begin(segment + 1)};
+  }
+
+  void statistics_of_segments() const {
+    const int64_t channels = plan_.shape.channels;
+    const Scratch<A> shifts(channels);
+    const Scratch<double> first(plan_.segments * channels);
+    const Scratch<double> second(plan_.segments * channels);
+    const Totals totals = {first.get(), second.get()};
+    const int64_t parts = divide_up(channels, kChannelsTogether);
+    const Scratch<bool> far(parts);
+    first_shifts(plan_, x(), channels, shifts.get());
+    add_segments(shifts.get(), totals);
+    finish_parts(parts, [&](int64_t part, const Tile& tile) {
+      add_up_segments(tile, totals);
+      const Totals here = {totals.first + tile.channel_begin, totals.second + tile.channel_begin};
+      far.get()[part] = move_far_shifts(here, tile.channels(), count_, shifts.get() + tile.channel_begin);
+      if (!far.get()[part]) finish(tile, here, shifts.get() + tile.channel_begin);
+    });
+    if (std::none_of(far.get(), far.get() + parts, [](bool is_far) { return is_far; })) return;
+    add_segments(shifts.get(), totals);
+    finish_parts(parts, [&](int64_t part, const Tile& tile) {
+      if (!far.get()[part]) return;
+      add_up_segments(tile, totals);
+      finish(tile, {totals.first + tile.channel_begin, totals.second + tile.channel_begin},
+             shifts.get() + tile.channel_begin);
+    });
+  }
+
+  /// run(part, tile of its channels)
+  template <typename Run>
+  void finish_parts(int64_t parts, const Run& run) const {
+    // A channel costs about as much as a hundred values.
+    parallel(args_.parallel_for, parts, plan_.shape.channels * 100, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t channel = part * kChannelsTogether;
+        run(part, Tile{channel, std::min(channel + kChannelsTogether, plan_.shape.channels), 0, plan_.rows});
       }
     });
-    merge_segments(plan, mean.get(), m2.get());
-    columns_to_channels(mean.get(), m2.get(), plan.rows, plan.shape.inner, 0, channels, args.mean, args.m2);
-    args.blend(args.blend_context, 0, channels);
   }
-  const TileNormalizer<T> normalizer(args, 0, channels);
-  parallel(args.parallel_for, plan.segments, plan.shape.values(), [&](int64_t begin, int64_t end) {
-    for (int64_t segment = end - 1; segment >= begin; --segment) {
-      normalizer.run({0, channels, plan.segment_begin(segment), plan.segment_begin(segment + 1)});
+
+  void add_segments(const A* shifts, const Totals& totals) const {
+    const int64_t channels = plan_.shape.channels;
+    parallel(args_.parallel_for, plan_.segments, plan_.shape.values(), [&](int64_t begin, int64_t end) {
+      TileTotals<T> tile_totals(plan_, x(), channels);
+      for (int64_t segment = begin; segment < end; ++segment) {
+        tile_totals.compute(tile_of_segment(segment), shifts,
+                            {totals.first + segment * channels, totals.second + segment * channels});
+      }
+    });
+  }
+
+  /// The first segment's totals take the others' in.
+  void add_up_segments(const Tile& tile, const Totals& totals) const {
+    for (int64_t segment = 1; segment < plan_.segments; ++segment) {
+      const double* __restrict first = totals.first + segment * plan_.shape.channels;
+      const double* __restrict second = totals.second + segment * plan_.shape.channels;
+      for (int64_t k = tile.channel_begin; k < tile.channel_end; ++k) {
+        totals.first[k] += first[k];
+        totals.second[k] += second[k];
+      }
     }
-  });
+  }
+
+  void normalize_segments() const {
+    const Normalizer normalizer(plan_, args_, tile_of_segment(0));
+    parallel(args_.parallel_for, plan_.segments, plan_.shape.values(), [&](int64_t begin, int64_t end) {
+      for (int64_t segment = end - 1; segment >= begin; --segment) normalizer.run(tile_of_segment(segment));
+      if constexpr (kStream) streaming_done();
+    });
+  }
+
+  const ColumnPlan& plan_;
+  const ForwardArgs& args_;
+  double count_;
+};
+
+/// Whether all packs of all blocks of the rows from `to` on are aligned for streaming.
+template <typename T>
+bool can_stream_columns(const void* to, const ColumnPlan& plan) {
+  const auto aligned = [](int64_t values) {
+    return values * static_cast<int64_t>(sizeof(T)) % static_cast<int64_t>(sizeof(Bits)) == 0;
+  };
+  return can_stream_to(to) && aligned(plan.columns) && aligned(plan.channels_per_block * plan.shape.inner);
 }
 
 template <typename T>
 void columns_forward(const ForwardArgs& args, bool with_statistics) {
   const ColumnPlan plan(args.shape, sizeof(T));
-  plan.by_segments() ? forward_by_segments<T>(plan, args, with_statistics)
-                     : forward_by_blocks<T>(plan, args, with_statistics);
+  const bool stream = args.stream && can_stream_columns<T>(args.y, plan);
+  with_flags(args.residual != nullptr, args.relu, [&](auto residual, auto relu) {
+    with_flag(stream, [&](auto streams) {
+      ColumnsForward<T, residual(), relu(), streams() && kStreams<T>>(plan, args).run(with_statistics);
+    });
+  });
 }
 
-/// Sums of g and g * (x - center) of one tile's columns, in double.
-template <typename T>
-void backward_tile(const ColumnPlan& plan, const BackwardArgs& args, const Tile& tile, double* sum_g, double* sum_gx) {
+/// Writes dx and dresidual of a tile and sums g and g * (x - center) of its channels.
+template <typename T, bool kMask, bool kInput>
+class TileBackward {
   using A = Accumulate<T>;
   using P = Pack<T>;
-  const int64_t inner = plan.shape.inner;
-  const int64_t width = (tile.channel_end - tile.channel_begin) * inner;
-  const PerColumn<A> scale(args.scale, tile.channel_begin, tile.channel_end, inner);
-  const PerColumn<A> center(args.center, tile.channel_begin, tile.channel_end, inner);
-  const Scratch<A> g(width);
-  const Scratch<A> gx(width);
-  const BackwardRun<T> all = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
-                              static_cast<const T*>(args.y), static_cast<T*>(args.dx), static_cast<T*>(args.dresidual)};
-  std::memset(sum_g, 0, static_cast<size_t>(width) * sizeof(double));
-  std::memset(sum_gx, 0, static_cast<size_t>(width) * sizeof(double));
-  for (int64_t chunk = tile.row_begin; chunk < tile.row_end; chunk += kRowsPerChunk) {
-    std::memset(g.get(), 0, static_cast<size_t>(width) * sizeof(A));
-    std::memset(gx.get(), 0, static_cast<size_t>(width) * sizeof(A));
-    for (int64_t row = chunk; row < std::min(chunk + kRowsPerChunk, tile.row_end); ++row) {
-      backward_run(all.from(row * plan.columns + tile.channel_begin * inner), width, EachColumn<T>{scale.get()},
-                   EachColumn<T>{center.get()}, [&](int, int64_t i, const P& g_here, const P& gx_here) {
-                     (P::load_wide(g.get() + i) + g_here).store_wide(g.get() + i);
-                     (P::load_wide(gx.get() + i) + gx_here).store_wide(gx.get() + i);
-                   });
-    }
-    for (int64_t c = 0; c < width; ++c) {
-      sum_g[c] += static_cast<double>(g.get()[c]);
-      sum_gx[c] += static_cast<double>(gx.get()[c]);
-    }
-  }
-}
 
-/// The sums of channels [begin, end) from those of their columns, which lie `stride` apart for each of `parts` parts.
-inline void add_up_columns(const ColumnPlan& plan, const BackwardArgs& args, int64_t begin, int64_t end, int64_t parts,
-                           const double* sum_g, const double* sum_gx) {
-  const int64_t inner = plan.shape.inner;
-  const int64_t width = (end - begin) * inner;
-  for (int64_t channel = begin; channel < end; ++channel) {
-    double g = 0;
-    double gx = 0;
-    for (int64_t part = 0; part < parts; ++part) {
-      for (int64_t i = 0; i < inner; ++i) {
-        const int64_t at = part * width + (channel - begin) * inner + i;
-        g += sum_g[at];
-        gx += sum_gx[at];
-      }
-    }
-    args.sum_g[channel] = g;
-    args.sum_gx[channel] = gx;
+ public:
+  TileBackward(const ColumnPlan& plan, const BackwardArgs& args, const Tile& tile)
+      : plan_(plan),
+        tile_(tile),
+        pointers_(args),
+        width_(tile.channels() * plan.shape.inner),
+        scale_(args.scale, tile, plan.shape.inner, {args.dy, 0}),
+        center_(args.center, tile, plan.shape.inner, {args.dy, 1}),
+        g_(width_, {args.dy, 2}),
+        gx_(width_, {args.dy, 3}) {
+    pointers_.advance(tile.row_begin * plan.columns + tile.channel_begin * plan.shape.inner);
   }
-}
+
+  void run(double* sum_g, double* sum_gx) {
+    std::fill_n(sum_g, tile_.channels(), 0.0);
+    std::fill_n(sum_gx, tile_.channels(), 0.0);
+    for (int64_t row = 0; row < tile_.rows(); row += kRowsPerChunk) {
+      g_.clear(width_ + P::kSize);
+      gx_.clear(width_ + P::kSize);
+      const int64_t end = std::min(row + kRowsPerChunk, tile_.rows());
+      plan_.far ? run_chunk<1>(end - row) : run_chunk<kRowsTogether>(end - row);
+      add_columns(g_.get(), tile_.channels(), plan_.shape.inner, sum_g);
+      add_columns(gx_.get(), tile_.channels(), plan_.shape.inner, sum_gx);
+    }
+  }
+
+ private:
+  template <int64_t kRows>
+  void run_chunk(int64_t rows) {
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows) run_rows<kRows>();
+    for (; row < rows; ++row) run_rows<1>();
+  }
+
+  template <int64_t kRows>
+  void run_rows() {
+    const BackwardPointers<T> p = pointers_;
+    const int64_t stride = plan_.columns;
+    int64_t c = 0;
+    for (; c + P::kSize <= width_; c += P::kSize) {
+      const P scale = scale_.at(c);
+      const P center = center_.at(c);
+      P sum_g = P::load_wide(g_.get() + c);
+      P sum_gx = P::load_wide(gx_.get() + c);
+      // All reads before the writes, as in TileNormalizer; and dx and dresidual may be dy.
+      P g[kRows];
+      for (int64_t r = 0; r < kRows; ++r) {
+        const int64_t at = r * stride + c;
+        g[r] = P::load(p.dy + at);
+        if constexpr (kMask) {
+          g[r] = masked(P::load(p.y + at), g[r]);
+        }
+        if constexpr (kInput) {
+          sum_gx = multiply_add(g[r], P::load(p.x + at) - center, sum_gx);
+        }
+        sum_g = sum_g + g[r];
+      }
+      if (p.dresidual) {
+        for (int64_t r = 0; r < kRows; ++r) g[r].store(p.dresidual + r * stride + c);
+      }
+      if (p.dx) {
+        for (int64_t r = 0; r < kRows; ++r) (g[r] * scale).store(p.dx + r * stride + c);
+      }
+      sum_g.store_wide(g_.get() + c);
+      sum_gx.store_wide(gx_.get() + c);
+    }
+    if (c < width_) {
+      for (int64_t r = 0; r < kRows; ++r) run_tail(c, r * plan_.columns + c);
+    }
+    pointers_.advance(kRows * plan_.columns);
+  }
+
+  void run_tail(int64_t c, int64_t at) {
+    const BackwardPointers<T>& p = pointers_;
+    const int64_t count = width_ - c;
+    P g = P::load(p.dy + at, count);
+    if constexpr (kMask) g = masked(P::load(p.y + at, count), g);
+    (P::load_wide(g_.get() + c) + g).store_wide(g_.get() + c);
+    if constexpr (kInput) {
+      // Sums beyond the end are never used.
+      multiply_add(g, P::load(p.x + at, count) - center_.at(c), P::load_wide(gx_.get() + c)).store_wide(gx_.get() + c);
+    }
+    if (p.dresidual) g.store(p.dresidual + at, count);
+    if (p.dx) (g * scale_.at(c)).store(p.dx + at, count);
+  }
+
+  const ColumnPlan& plan_;
+  Tile tile_;
+  BackwardPointers<T> pointers_;
+  int64_t width_;
+  PerColumn<T> scale_;
+  PerColumn<T> center_;
+  Scratch<A> g_;
+  Scratch<A> gx_;
+};
 
 template <typename T>
 void columns_backward(const BackwardArgs& args) {
   const ColumnPlan plan(args.shape, sizeof(T));
   const int64_t channels = plan.shape.channels;
-  const int64_t width = plan.channels_per_block * plan.shape.inner;
-  const int64_t parts = plan.blocks * plan.segments;  // one of the two is 1
-  const Scratch<double> sum_g(parts * width);
-  const Scratch<double> sum_gx(parts * width);
-  parallel(args.parallel_for, parts, plan.shape.values(), [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t block = plan.by_segments() ? 0 : part;
-      const int64_t segment = plan.by_segments() ? part : 0;
-      const Tile tile = {plan.block_begin(block), plan.block_end(block), plan.segment_begin(segment),
-                         plan.segment_begin(segment + 1)};
-      backward_tile<T>(plan, args, tile, sum_g.get() + part * width, sum_gx.get() + part * width);
-      if (!plan.by_segments()) {
-        add_up_columns(plan, args, tile.channel_begin, tile.channel_end, 1, sum_g.get() + part * width,
-                       sum_gx.get() + part * width);
+  // Of each segment of rows; where there is one, a block writes its channels' part of it.
+  const Scratch<double> sum_g(plan.segments * channels);
+  const Scratch<double> sum_gx(plan.segments * channels);
+  const int64_t tasks = plan.blocks * plan.segments;  // one of the two is 1
+  with_flags(args.y != nullptr, args.x != nullptr, [&](auto mask, auto input) {
+    parallel(args.parallel_for, tasks, plan.shape.values(), [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t block = plan.blocks > 1 ? task : 0;
+        const int64_t segment = plan.blocks > 1 ? 0 : task;
+        const Tile tile = {plan.block_begin(block), plan.block_end(block), plan.segment_begin(segment),
+                           plan.segment_begin(segment + 1)};
+        const int64_t first = segment * channels + tile.channel_begin;
+        TileBackward<T, mask(), input()>(plan, args, tile).run(sum_g.get() + first, sum_gx.get() + first);
       }
-    }
+    });
   });
-  if (plan.by_segments()) add_up_columns(plan, args, 0, channels, plan.segments, sum_g.get(), sum_gx.get());
+  std::fill_n(args.sum_g, channels, 0.0);
+  std::fill_n(args.sum_gx, channels, 0.0);
+  for (int64_t segment = 0; segment < plan.segments; ++segment) {
+    for (int64_t c = 0; c < channels; ++c) {
+      args.sum_g[c] += sum_g.get()[segment * channels + c];
+      args.sum_gx[c] += sum_gx.get()[segment * channels + c];
+    }
+  }
 }
 
 }  // namespace momentum_bn::kernels::CPU_CAPABILITY

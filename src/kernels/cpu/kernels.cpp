@@ -1,6 +1,7 @@
 // Compiled once per instruction set, with CPU_CAPABILITY naming it.
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/cpu/blend.h"
 #include "kernels/cpu/columns.h"
 #include "kernels/cpu/planes.h"
 
@@ -48,6 +49,10 @@ void backward(const BackwardArgs& args) {
   });
 }
 
+void blend(const BlendArgs& args, int64_t begin, int64_t end) {
+  args.type == Type::kDouble ? ChannelBlend<double>::run(args, begin, end) : ChannelBlend<float>::run(args, begin, end);
+}
+
 }  // namespace
 }  // namespace CPU_CAPABILITY
 
@@ -55,7 +60,8 @@ void backward(const BackwardArgs& args) {
 #define MOMENTUM_BN_TABLE(capability) MOMENTUM_BN_CONCATENATE(table_, capability)
 const KernelTable& MOMENTUM_BN_TABLE(CPU_CAPABILITY)();
 const KernelTable& MOMENTUM_BN_TABLE(CPU_CAPABILITY)() {
-  static constexpr KernelTable kTable = {CPU_CAPABILITY::forward, CPU_CAPABILITY::normalize, CPU_CAPABILITY::backward};
+  static constexpr KernelTable kTable = {CPU_CAPABILITY::forward, CPU_CAPABILITY::normalize, CPU_CAPABILITY::backward,
+                                         CPU_CAPABILITY::blend};
   return kTable;
 }
 

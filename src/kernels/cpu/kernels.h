@@ -38,6 +38,8 @@ struct ForwardArgs {
   const void* residual;  // or null
   void* y;               // may be x
   bool relu;
+  /// y is large, not x and was written before: better written past the caches.
+  bool stream;
   // [channels] plus kPadding, double for Type::kDouble, else float.
   void* center;
   void* scale;
@@ -50,7 +52,7 @@ struct ForwardArgs {
   ParallelFor parallel_for;
 };
 
-/// With g = dy, or dy where y > 0 if y is given: dx = g * scale, dresidual = g, sum_g = sum(g), sum_gx = sum(g * (x -
+/// With g = dy, or if y is given dy but 0 where y <= 0: dx = g * scale, dresidual = g, sum_g = sum(g), sum_gx = sum(g * (x -
 /// center)).
 struct BackwardArgs {
   Type type;
@@ -60,6 +62,8 @@ struct BackwardArgs {
   const void* y;    // or null: no mask
   void* dx;         // or null; may be dy
   void* dresidual;  // or null
+  /// dx and dresidual are large, not dy and were written before: better written past the caches.
+  bool stream;
   // [channels] plus kPadding, double for Type::kDouble, else float.
   const void* scale;
   const void* center;
@@ -69,12 +73,42 @@ struct BackwardArgs {
   ParallelFor parallel_for;
 };
 
+/// From a channel's batch statistics to center, scale and shift, and to the state. Arrays are [channels], double for
+/// Type::kDouble, else float, but for mean and m2; a null pointer: there is none.
+struct BlendArgs {
+  Type type;
+  int64_t channels;
+  double values_per_channel;
+  double eps;
+  double momentum;            // weight of the batch
+  double normalising_factor;  // of the unbiased variance that the batch is normalised with
+  double running_factor;      // of the unbiased variance that goes into running_var
+  double views;               // in the update, this one counted
+  bool completes_update;      // else mean and variance are only remembered
+  const double* mean;
+  const double* m2;
+  const void* weight;
+  const void* bias;
+  void* running_mean;  // read only where view_mean_sum is null
+  void* running_var;
+  void* view_mean_sum;
+  void* view_var_sum;
+  void* batch_mean;  // written: of the batch, the variance unbiased
+  void* batch_var;
+  void* center;
+  void* scale;
+  void* shift;
+  void* saved;  // [3][channels]: center, what it lost to rounding, 1 / deviation
+};
+
 struct KernelTable {
   /// Statistics, blend, normalise.
   void (*forward)(const ForwardArgs&);
   /// Normalise with the center, scale and shift given.
   void (*normalize)(const ForwardArgs&);
   void (*backward)(const BackwardArgs&);
+  /// For channels [begin, end).
+  void (*blend)(const BlendArgs&, int64_t begin, int64_t end);
 };
 
 }  // namespace momentum_bn::kernels

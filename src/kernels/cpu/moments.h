@@ -6,9 +6,11 @@
 #include <cmath>
 #include <limits>
 
-// Mean and sum of squared deviations. Values are summed in chunks, shifted by about their mean, in the accumulate type;
-// chunks are merged in double (Chan, Golub, LeVeque 1979). The shift of a chunk is the mean of what came before it, of
-// the first chunk its own mean, so that what is squared is never much larger than the deviation.
+// Mean and sum of squared deviations of a channel. What is summed is x - shift and its square, in the accumulate type
+// over some values and in double over all. The shift is the mean of a few values, of 2^k so that inputs whose sums are
+// exact give the same bits in whatever order they are added. Where it turns out to lie far from the mean, in units of
+// the deviation, the sums are formed again around the mean: nothing is ever squared that is much larger than the
+// deviation. Parts of a channel are merged in double (Chan, Golub, LeVeque 1979).
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
@@ -27,86 +29,127 @@ inline void merge(Moments& into, const Moments& other) {
   into.count = count;
 }
 
+/// Of x - shift and of its square.
 struct Sums {
   double first;
   double second;
 };
 
-template <typename A>
-double sum_of_lanes(const at::vec::Vectorized<A> (&registers)[4]) {
-  A lanes[at::vec::Vectorized<A>::size()];
-  ((registers[0] + registers[1]) + (registers[2] + registers[3])).store(lanes);
-  double sum = 0;
-  for (const A lane : lanes) sum += static_cast<double>(lane);
-  return sum;
+/// Deviations of the shift from the mean that cost the sum of squares less than its own rounding.
+constexpr double kNear = 2;
+
+/// Whether m2 can be told from sums around this shift.
+inline bool shift_is_near(const Sums& sums, double count) {
+  const double of_shift = sums.first * (sums.first / count);
+  return of_shift <= kNear * kNear * (sums.second - of_shift);
 }
 
-template <typename T>
-double sum_of_packs(const Pack<T> (&packs)[4]) {
-  double sum = 0;
-  for (int r = 0; r < Pack<T>::kRegisters; ++r) {
-    const typename Pack<T>::V registers[4] = {packs[0].v[r], packs[1].v[r], packs[2].v[r], packs[3].v[r]};
-    sum += sum_of_lanes(registers);
+inline Moments moments_of(const Sums& sums, double shift, double count) {
+  const double mean = sums.first / count;
+  return {count, shift + mean, std::max(0.0, sums.second - sums.first * mean)};
+}
+
+/// Of how many of `count` values the first shift is the mean.
+inline int64_t samples(int64_t count) { return count >= 8 ? 8 : count >= 4 ? 4 : count >= 2 ? 2 : 1; }
+
+/// The shift to begin with, value(i) being the i-th of `count` values.
+template <typename A, typename Value>
+A first_shift(int64_t count, const Value& value) {
+  const int64_t taken = samples(count);
+  A sum = 0;
+  for (int64_t i = 0; i < taken; ++i) sum += static_cast<A>(value(count * i / taken));
+  const A mean = sum / static_cast<A>(taken);
+  return std::isfinite(mean) ? mean : 0;
+}
+
+/// One value after the other in double, for magnitudes whose squares the accumulate type does not hold.
+class DoubleMoments {
+ public:
+  template <typename T>
+  void add(T x) {
+    const double value = static_cast<double>(static_cast<Accumulate<T>>(x));
+    moments_.count += 1;
+    const double delta = value - moments_.mean;
+    moments_.mean += delta / moments_.count;
+    moments_.m2 += delta * (value - moments_.mean);
   }
-  return sum;
-}
+  const Moments& get() const { return moments_; }
 
-/// Sums of (x - shift) and of its squares. Asks for the `n` values from `ahead` on, if not null, to be brought near.
+ private:
+  Moments moments_;
+};
+
+/// A register that is summed up in double.
+template <typename A>
+class DoubleLanes {
+  using V = at::vec::Vectorized<A>;
+
+ public:
+  void add(const V& values) {
+    A lanes[V::size()];
+    values.store(lanes);
+    for (int64_t i = 0; i < V::size(); ++i) lanes_[i] += static_cast<double>(lanes[i]);
+  }
+  double sum() const {
+    double sum = 0;
+    for (const double lane : lanes_) sum += lane;
+    return sum;
+  }
+
+ private:
+  double lanes_[V::size()] = {};
+};
+
+/// Sums over runs of consecutive values.
 template <typename T>
-Sums shifted_sums(const T* x, int64_t n, Accumulate<T> shift, const T* ahead) {
+class RunSums {
   using A = Accumulate<T>;
   using P = Pack<T>;
   using V = typename P::V;
-  constexpr int kPacks = 4 / P::kRegisters;
-  constexpr int64_t kStep = kPacks * P::kSize;
-  V first[4] = {V(0), V(0), V(0), V(0)};
-  V second[4] = {V(0), V(0), V(0), V(0)};
-  const P shifts = P::all(shift);
-  int64_t i = 0;
-  for (; i + kStep <= n; i += kStep) {
-    for (int p = 0; p < kPacks; ++p) {
-      if (ahead) __builtin_prefetch(ahead + i + p * P::kSize);
-      const P d = P::load(x + i + p * P::kSize) - shifts;
+  static constexpr int kPacks = 4 / P::kRegisters;
+
+ public:
+  explicit RunSums(A shift) : shift_(shift) {}
+
+  /// Takes n values in. They are few enough for the accumulate type: some thousands. `ahead` values on from each,
+  /// memory is asked for.
+  void add(const T* x, int64_t n, int64_t ahead) { shift_ == 0 ? add<false>(x, n, ahead) : add<true>(x, n, ahead); }
+
+  A shift() const { return shift_; }
+
+  Sums get() const { return {first_.sum(), second_.sum()}; }
+
+ private:
+  template <bool kShifted>
+  void add(const T* x, int64_t n, int64_t ahead) {
+    const P shift = P::all(shift_);
+    V first[4] = {V(0), V(0), V(0), V(0)};
+    V second[4] = {V(0), V(0), V(0), V(0)};
+    const auto take = [&](int pack, const P& d) {
       for (int r = 0; r < P::kRegisters; ++r) {
-        first[p * P::kRegisters + r] = first[p * P::kRegisters + r] + d.v[r];
-        second[p * P::kRegisters + r] = at::vec::fmadd(d.v[r], d.v[r], second[p * P::kRegisters + r]);
+        const int at = pack * P::kRegisters + r;
+        first[at] = first[at] + d.v[r];
+        second[at] = at::vec::fmadd(d.v[r], d.v[r], second[at]);
+      }
+    };
+    const auto shifted = [&](const P& values) { return kShifted ? values - shift : values; };
+    int64_t i = 0;
+    for (; i + kPacks * P::kSize <= n; i += kPacks * P::kSize) {
+      for (int p = 0; p < kPacks; ++p) {
+        const T* from = x + i + p * P::kSize;
+        prefetch_far(from + ahead);
+        take(p, shifted(P::load_any_order(from)));
       }
     }
+    for (; i + P::kSize <= n; i += P::kSize) take(0, shifted(P::load_any_order(x + i)));
+    if (i < n) take(0, shifted(P::load(x + i, n - i)).first(n - i));
+    first_.add((first[0] + first[1]) + (first[2] + first[3]));
+    second_.add((second[0] + second[1]) + (second[2] + second[3]));
   }
-  Sums sums = {sum_of_lanes(first), sum_of_lanes(second)};
-  for (; i < n; ++i) {
-    const double d = static_cast<double>(static_cast<A>(x[i]) - shift);
-    sums.first += d;
-    sums.second += d * d;
-  }
-  return sums;
-}
 
-/// The same in double throughout, for magnitudes whose squares the accumulate type does not hold.
-template <typename T>
-Moments moments_in_double(const T* x, int64_t n) {
-  const auto value = [x](int64_t i) { return static_cast<double>(static_cast<Accumulate<T>>(x[i])); };
-  Moments moments = {static_cast<double>(n), 0, 0};
-  for (int64_t i = 0; i < n; ++i) moments.mean += value(i) / moments.count;
-  for (int64_t i = 0; i < n; ++i) moments.m2 += (value(i) - moments.mean) * (value(i) - moments.mean);
-  return moments;
-}
-
-/// Takes the n values from x on into `into`.
-template <typename T>
-void add_chunk(Moments& into, const T* x, int64_t n, const T* ahead) {
-  using A = Accumulate<T>;
-  const double count = static_cast<double>(n);
-  A shift = static_cast<A>(into.mean);
-  if (into.count == 0) {
-    shift = static_cast<A>(shifted_sums<T>(x, n, 0, nullptr).first / count);
-    if (!std::isfinite(shift)) shift = 0;
-  }
-  const Sums sums = shifted_sums<T>(x, n, shift, ahead);
-  const double mean = sums.first / count;
-  const bool fits = std::isfinite(sums.second);
-  merge(into, fits ? Moments{count, static_cast<double>(shift) + mean, std::max(0.0, sums.second - sums.first * mean)}
-                   : moments_in_double(x, n));
-}
+  A shift_;
+  DoubleLanes<A> first_;
+  DoubleLanes<A> second_;
+};
 
 }  // namespace momentum_bn::kernels::CPU_CAPABILITY

@@ -3,7 +3,11 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <cstring>
+#include <tuple>
 #include <type_traits>
 
 // Included by sources that are compiled once per instruction set: everything lies in a namespace of that instruction
@@ -14,6 +18,39 @@ namespace momentum_bn::kernels::CPU_CAPABILITY {
 /// The type in which values of type T are computed.
 template <typename T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+/// A register's worth of bits, with integer arithmetic on its 32-bit lanes (a vector type of GCC and Clang).
+using Bits [[gnu::vector_size(sizeof(at::vec::Vectorized<float>))]] = uint32_t;
+
+/// Writes past the caches, which keep what they hold; `to` must be aligned to sizeof(Bits). Other threads see the
+/// values after streaming_done().
+inline void stream_bits(void* to, const Bits& bits) {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm512_stream_si512(static_cast<__m512i*>(to), std::bit_cast<__m512i>(bits));
+#elif defined(CPU_CAPABILITY_AVX2)
+  _mm256_stream_si256(static_cast<__m256i*>(to), std::bit_cast<__m256i>(bits));
+#else
+  std::memcpy(to, &bits, sizeof(bits));
+#endif
+}
+
+/// Types that are worth a variant of the kernels which streams.
+template <typename T>
+constexpr bool kStreams = std::is_same_v<T, float> || std::is_same_v<T, c10::BFloat16>;
+
+inline void streaming_done() {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  _mm_sfence();
+#endif
+}
+
+inline bool can_stream_to(const void* to) { return reinterpret_cast<uintptr_t>(to) % sizeof(Bits) == 0; }
+
+/// Asks for the cache line of `address`, any address, to be brought into the first-level cache, for what is read next.
+inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
+
+/// Into the second-level cache, for what is read a while later.
+inline void prefetch_far(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 /// As many values as a register of T holds, in Accumulate<T>: one register, or two for the 16-bit types.
 template <typename T>
@@ -34,6 +71,19 @@ struct Pack {
   static Pack load(const T* from) { return widen(at::vec::Vectorized<T>::loadu(from)); }
   /// The first `count` values; the rest is 0.
   static Pack load(const T* from, int64_t count) { return widen(at::vec::Vectorized<T>::loadu(from, count)); }
+  /// The same values as load, in an order of their own that is the same for all packs: cheaper, where that will do.
+  static Pack load_any_order(const T* from) {
+    if constexpr (std::is_same_v<T, c10::BFloat16>) {
+      Bits bits;
+      std::memcpy(&bits, from, sizeof(bits));
+      Pack p;
+      p.v[0] = std::bit_cast<V>(bits << 16);
+      p.v[1] = std::bit_cast<V>(bits & kUpperHalf);
+      return p;
+    } else {
+      return load(from);
+    }
+  }
 
   /// Values that are stored in the accumulate type already.
   static Pack load_wide(const A* from) {
@@ -42,10 +92,36 @@ struct Pack {
     return p;
   }
 
-  void store(T* to) const { narrow().store(to); }
+  template <bool kStream = false>
+  void store(T* to) const {
+    if constexpr (kStream) {
+      stream_bits(to, std::bit_cast<Bits>(narrow()));
+    } else {
+      narrow().store(to);
+    }
+  }
   void store(T* to, int64_t count) const { narrow().store(to, static_cast<int>(count)); }
   void store_wide(A* to) const {
     for (int i = 0; i < kRegisters; ++i) v[i].store(to + i * V::size());
+  }
+  /// What load_any_order read goes back to its places.
+  template <bool kStream>
+  void store_any_order(T* to) const {
+    const Bits bits = narrow_any_order();
+    if constexpr (kStream) {
+      stream_bits(to, bits);
+    } else {
+      std::memcpy(to, &bits, sizeof(bits));
+    }
+  }
+
+  /// 0 in place of all values from `count` on.
+  Pack first(int64_t count) const {
+    Pack p;
+    for (int i = 0; i < kRegisters; ++i) {
+      p.v[i] = V::set(V(0), v[i], std::clamp<int64_t>(count - i * V::size(), 0, V::size()));
+    }
+    return p;
   }
 
   friend Pack operator+(const Pack& a, const Pack& b) {
@@ -69,20 +145,49 @@ struct Pack {
     for (int i = 0; i < kRegisters; ++i) p.v[i] = at::vec::fmadd(a.v[i], b.v[i], c.v[i]);
     return p;
   }
+  /// (x - center) * scale + shift with the same bits for every instruction set: fused for float, in two steps for double.
+  friend Pack normalized(const Pack& x, const Pack& center, const Pack& scale, const Pack& shift) {
+    Pack p;
+    for (int i = 0; i < kRegisters; ++i) {
+      const V d = x.v[i] - center.v[i];
+      if constexpr (std::is_same_v<A, double>) {
+        p.v[i] = d * scale.v[i] + shift.v[i];
+      } else {
+        p.v[i] = fused(d, scale.v[i], shift.v[i]);
+      }
+    }
+    return p;
+  }
   /// max(0, a), NaN where a is NaN.
   friend Pack relu(const Pack& a) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = at::vec::clamp_min(a.v[i], V(0));
     return p;
   }
-  /// g where y > 0, else 0.
-  friend Pack where_positive(const Pack& y, const Pack& g) {
+  /// 0 where y <= 0, else g: also where y is NaN, as in torch's threshold_backward.
+  friend Pack masked(const Pack& y, const Pack& g) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = V::blendv(V(0), g.v[i], y.v[i] > V(0));
+    for (int i = 0; i < kRegisters; ++i) p.v[i] = V::blendv(g.v[i], V(0), y.v[i] <= V(0));
     return p;
   }
 
  private:
+  static constexpr uint32_t kUpperHalf = 0xffff0000;
+
+  /// Rounded once.
+  static V fused(const V& a, const V& b, const V& c) {
+#if defined(CPU_CAPABILITY_DEFAULT) && defined(__x86_64__)
+    // No such instruction. The product is exact in double.
+    V result;
+    for (int64_t i = 0; i < V::size(); ++i) {
+      result[static_cast<int>(i)] = static_cast<float>(static_cast<double>(a[i]) * static_cast<double>(b[i]) + static_cast<double>(c[i]));
+    }
+    return result;
+#else
+    return at::vec::fmadd(a, b, c);
+#endif
+  }
+
   static Pack widen(const at::vec::Vectorized<T>& values) {
     Pack p;
     if constexpr (kRegisters == 1) {
@@ -99,6 +204,21 @@ struct Pack {
     } else {
       return at::vec::convert_from_float<T>(v[0], v[1]);
     }
+  }
+
+  Bits narrow_any_order() const {
+    if constexpr (std::is_same_v<T, c10::BFloat16>) {
+      return (rounded_to_upper_half(v[0]) >> 16) | (rounded_to_upper_half(v[1]) & kUpperHalf);
+    } else {
+      return std::bit_cast<Bits>(narrow());
+    }
+  }
+
+  /// To nearest, ties to even. A NaN stays one: those that arithmetic brings forth, and those of bfloat16 values, have
+  /// no bits that a carry could start from.
+  static Bits rounded_to_upper_half(const V& value) {
+    const auto bits = std::bit_cast<Bits>(value);
+    return bits + ((bits >> 16) & 1) + 0x7fff;
   }
 };
 

@@ -21,7 +21,13 @@ void parallel(ParallelFor parallel_for, int64_t tasks, int64_t values, const Run
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Calls run(std::true_type or std::false_type, ...) with the two flags as types.
+/// Calls run(std::true_type or std::false_type) with the flag as a type.
+template <typename Run>
+void with_flag(bool flag, const Run& run) {
+  flag ? run(std::true_type()) : run(std::false_type());
+}
+
+/// The same with two flags.
 template <typename Run>
 void with_flags(bool first, bool second, const Run& run) {
   if (first) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cpu/backward_run.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/moments.h"
 #include "kernels/cpu/normalize_run.h"
@@ -7,141 +8,275 @@
 
 #include <memory>
 
-// [outer][channels][inner] with long planes. One channel at a time, so that its second read comes from the cache. Where
-// there are few channels each is split into a number of segments that depends on the shape alone, merged in order: the
-// same bits for any number of threads.
+// [outer][channels][inner] with long planes. One channel at a time, so that its second read comes from the cache; and
+// while a channel is normalised piece by piece, the next one is summed up, so that memory is never idle. Where there
+// are few channels each is split into a number of segments that depends on the shape alone, merged in order: the same
+// bits for any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// A plane is summed in equal chunks of at most this many values: they stay in the first-level cache, and few enough
-/// are added up in one register lane.
-constexpr int64_t kChunk = 4096;
+/// A piece of a channel takes about this many bytes: it stays in the first-level cache, and few enough values are
+/// added up in one register lane.
+constexpr int64_t kPieceBytes = 16 * 1024;
 /// From so many channels on, a channel is a task of its own.
 constexpr int64_t kEnoughChannels = 32;
 
-/// The chunks of one channel, counted through all its planes.
-struct PlaneChunks {
-  explicit PlaneChunks(const Shape& s)
-      : shape(s), per_plane(divide_up(s.inner, kChunk)), size(divide_up(divide_up(s.inner, per_plane), 64) * 64) {
-    per_plane = divide_up(s.inner, size);
-    const int64_t chunks = s.outer * per_plane;
-    segments = s.channels >= kEnoughChannels ? 1 : std::min(chunks, divide_up(2 * kEnoughChannels, s.channels));
+/// Part of a channel: the same `n` consecutive values of some planes.
+struct Piece {
+  int64_t offset;  // of the first plane's first value, from the channel's first
+  int64_t planes;
+  int64_t n;
+};
+
+/// A channel in pieces and segments.
+class PlanePieces {
+ public:
+  PlanePieces(const Shape& shape, int64_t element_size)
+      : stride_(shape.channels * shape.inner), inner_(shape.inner), planes_(shape.outer) {
+    const int64_t values = kPieceBytes / element_size;
+    planes_per_piece_ = std::max<int64_t>(1, values / inner_);
+    pieces_per_plane_ = divide_up(inner_, values);
+    // In whole cache lines.
+    size_ = divide_up(divide_up(inner_, pieces_per_plane_), 64) * 64;
+    pieces_per_plane_ = divide_up(inner_, size_);
+    count_ = pieces_per_plane_ * divide_up(planes_, planes_per_piece_);
+    segments_ = shape.channels >= kEnoughChannels ? 1 : std::min(count_, divide_up(2 * kEnoughChannels, shape.channels));
   }
 
-  /// run(offset of the chunk's first value, its size, position of the chunk's plane) for the chunks of one segment.
-  template <typename Run>
-  void for_segment(int64_t channel, int64_t segment, const Run& run) const {
-    const int64_t chunks = shape.outer * per_plane;
-    for (int64_t i = chunks * segment / segments; i < chunks * (segment + 1) / segments; ++i) {
-      const int64_t plane = i / per_plane;
-      const int64_t begin = (i % per_plane) * size;
-      run((plane * shape.channels + channel) * shape.inner + begin, std::min(size, shape.inner - begin), plane);
+  Piece operator[](int64_t i) const {
+    const int64_t plane = i / pieces_per_plane_ * planes_per_piece_;
+    const int64_t begin = i % pieces_per_plane_ * size_;
+    return {plane * stride_ + begin, std::min(planes_per_piece_, planes_ - plane), std::min(size_, inner_ - begin)};
+  }
+
+  /// How far piece i + 1 lies from piece i, or 0 where there is none.
+  int64_t to_next(int64_t i) const { return i + 1 < count_ ? (*this)[i + 1].offset - (*this)[i].offset : 0; }
+
+  int64_t stride() const { return stride_; }  // from plane to plane
+  int64_t segments() const { return segments_; }
+  int64_t segment_begin(int64_t segment) const { return count_ * segment / segments_; }
+  double values(int64_t segment) const {
+    double sum = 0;
+    for (int64_t i = segment_begin(segment); i < segment_begin(segment + 1); ++i) {
+      const Piece piece = (*this)[i];
+      sum += static_cast<double>(piece.planes * piece.n);
+    }
+    return sum;
+  }
+
+ private:
+  int64_t stride_;
+  int64_t inner_;
+  int64_t planes_;
+  int64_t planes_per_piece_;
+  int64_t pieces_per_plane_;
+  int64_t size_;
+  int64_t count_;
+  int64_t segments_;
+};
+
+/// The values of one segment of one channel.
+template <typename T>
+struct Segment {
+  const PlanePieces& pieces;
+  const T* x;  // the channel's first value
+  int64_t index;
+
+  int64_t begin() const { return pieces.segment_begin(index); }
+  int64_t end() const { return pieces.segment_begin(index + 1); }
+
+  void add_piece(RunSums<T>& sums, int64_t i, int64_t ahead) const {
+    const Piece piece = pieces[i];
+    for (int64_t p = 0; p < piece.planes; ++p) sums.add(x + piece.offset + p * pieces.stride(), piece.n, ahead);
+  }
+
+  RunSums<T> sums() const {
+    return RunSums<T>(first_shift<Accumulate<T>>(end() - begin(), [&](int64_t i) { return x[pieces[begin() + i].offset]; }));
+  }
+
+  RunSums<T> sums_around(Accumulate<T> shift) const {
+    RunSums<T> sums(shift);
+    for (int64_t i = begin(); i < end(); ++i) add_piece(sums, i, pieces.to_next(i));
+    return sums;
+  }
+
+  Moments in_double() const {
+    DoubleMoments moments;
+    for (int64_t i = begin(); i < end(); ++i) {
+      const Piece piece = pieces[i];
+      for (int64_t p = 0; p < piece.planes; ++p) {
+        for (int64_t k = 0; k < piece.n; ++k) moments.add(x[piece.offset + p * pieces.stride() + k]);
+      }
+    }
+    return moments.get();
+  }
+
+  /// From complete sums, which are formed anew where they do not suffice.
+  Moments moments(const RunSums<T>& complete) const {
+    const double count = pieces.values(index);
+    Sums sums = complete.get();
+    auto shift = complete.shift();
+    if (!shift_is_near(sums, count)) {
+      shift = static_cast<Accumulate<T>>(moments_of(sums, shift, count).mean);
+      if (std::isfinite(shift)) sums = sums_around(shift).get();
+    }
+    return std::isfinite(sums.second) ? moments_of(sums, shift, count) : in_double();
+  }
+};
+
+template <typename T, bool kResidual, bool kRelu, bool kStream>
+class PlanesForward {
+  using A = Accumulate<T>;
+
+ public:
+  PlanesForward(const ForwardArgs& args, const PlanePieces& pieces) : args_(args), pieces_(pieces) {}
+
+  void run(bool with_statistics) const {
+    const int64_t channels = args_.shape.channels;
+    if (pieces_.segments() > 1) {
+      if (with_statistics) statistics_of_all();
+      parallel_segments([&](int64_t task) { normalize(task / pieces_.segments(), task % pieces_.segments()); });
+    } else if (with_statistics) {
+      parallel(args_.parallel_for, channels, args_.shape.values(),
+               [&](int64_t begin, int64_t end) { pipeline(begin, end); });
+    } else {
+      parallel_segments([&](int64_t channel) { normalize(channel, 0); });
     }
   }
 
-  Shape shape;
-  int64_t per_plane;
-  int64_t size;
-  int64_t segments;
-};
+ private:
+  template <typename Run>
+  void parallel_segments(const Run& run) const {
+    parallel(args_.parallel_for, args_.shape.channels * pieces_.segments(), args_.shape.values(),
+             [&](int64_t begin, int64_t end) {
+               for (int64_t task = begin; task < end; ++task) run(task);
+               if constexpr (kStream) streaming_done();
+             });
+  }
 
-template <typename T>
-Moments segment_moments(const PlaneChunks& chunks, const T* x, int64_t channel, int64_t segment) {
-  const int64_t next_plane = chunks.shape.channels * chunks.shape.inner;
-  Moments moments;
-  chunks.for_segment(channel, segment, [&](int64_t offset, int64_t n, int64_t plane) {
-    add_chunk(moments, x + offset, n, plane + 1 < chunks.shape.outer ? x + offset + next_plane : nullptr);
-  });
-  return moments;
-}
+  Segment<T> segment(int64_t channel, int64_t index) const {
+    return {pieces_, static_cast<const T*>(args_.x) + channel * args_.shape.inner, index};
+  }
 
-template <typename T, bool kResidual, bool kRelu>
-void normalize_segment(const PlaneChunks& chunks, const ForwardArgs& args, int64_t channel, int64_t segment) {
-  using A = Accumulate<T>;
-  using Source = OneChannel<T>;
-  const auto* x = static_cast<const T*>(args.x);
-  const auto* residual = static_cast<const T*>(args.residual);
-  auto* y = static_cast<T*>(args.y);
-  const Coefficients<Source> coefficients = {Source(static_cast<const A*>(args.center)[channel]),
-                                             Source(static_cast<const A*>(args.scale)[channel]),
-                                             Source(static_cast<const A*>(args.shift)[channel])};
-  // The next channel's values, for its statistics.
-  const bool last = channel + 1 == args.shape.channels;
-  chunks.for_segment(channel, segment, [&](int64_t offset, int64_t n, int64_t) {
-    normalize_run<T, kResidual, kRelu>(x + offset, kResidual ? residual + offset : nullptr, y + offset, n, coefficients,
-                                       last ? nullptr : x + offset + args.shape.inner);
-  });
-}
+  void finish(int64_t channel, const Moments& moments) const {
+    args_.mean[channel] = moments.mean;
+    args_.m2[channel] = moments.m2;
+    args_.blend(args_.blend_context, channel, channel + 1);
+  }
 
-template <typename T>
-void planes_forward(const ForwardArgs& args, bool with_statistics) {
-  const PlaneChunks chunks(args.shape);
-  const int64_t channels = args.shape.channels;
-  const int64_t segments = chunks.segments;
-  const auto* x = static_cast<const T*>(args.x);
-
-  const auto finish = [&](int64_t channel, const Moments& moments) {
-    args.mean[channel] = moments.mean;
-    args.m2[channel] = moments.m2;
-    args.blend(args.blend_context, channel, channel + 1);
-  };
-  if (with_statistics && segments > 1) {
-    const std::unique_ptr<Moments[]> parts(new Moments[static_cast<size_t>(channels * segments)]);
-    parallel(args.parallel_for, channels * segments, args.shape.values(), [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        parts[static_cast<size_t>(task)] = segment_moments(chunks, x, task / segments, task % segments);
-      }
+  void statistics_of_all() const {
+    const int64_t segments = pieces_.segments();
+    const std::unique_ptr<Moments[]> parts(new Moments[static_cast<size_t>(args_.shape.channels * segments)]);
+    parallel_segments([&](int64_t task) {
+      const auto part = segment(task / segments, task % segments);
+      parts[static_cast<size_t>(task)] = part.moments(part.sums_around(part.sums().shift()));
     });
-    for (int64_t channel = 0; channel < channels; ++channel) {
+    for (int64_t channel = 0; channel < args_.shape.channels; ++channel) {
       Moments moments;
       for (int64_t s = 0; s < segments; ++s) merge(moments, parts[static_cast<size_t>(channel * segments + s)]);
       finish(channel, moments);
     }
   }
-  const bool statistics_here = with_statistics && segments == 1;
-  with_flags(args.residual != nullptr, args.relu, [&](auto residual, auto relu) {
-    parallel(args.parallel_for, channels * segments, args.shape.values(), [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t channel = task / segments;
-        if (statistics_here) finish(channel, segment_moments(chunks, x, channel, 0));
-        normalize_segment<T, residual(), relu()>(chunks, args, channel, task % segments);
+
+  /// Whole channels: sums up the first; then normalises each while it sums up the next.
+  void pipeline(int64_t begin, int64_t end) const {
+    const auto first = segment(begin, 0);
+    RunSums<T> sums = first.sums_around(first.sums().shift());
+    for (int64_t channel = begin; channel < end; ++channel) {
+      finish(channel, segment(channel, 0).moments(sums));
+      if (channel + 1 == end) {
+        normalize(channel, 0);
+        break;
       }
-    });
-  });
+      const auto coefficients = coefficients_of(channel);
+      const auto next = segment(channel + 1, 0);
+      sums = next.sums();
+      for (int64_t i = next.begin(); i < next.end(); ++i) {
+        // While this piece is written, the next channel's next one is on its way.
+        normalize_piece(channel, i, coefficients, args_.shape.inner + pieces_.to_next(i));
+        next.add_piece(sums, i, 0);
+      }
+    }
+    if constexpr (kStream) streaming_done();
+  }
+
+  void normalize(int64_t channel, int64_t index) const {
+    const auto coefficients = coefficients_of(channel);
+    for (int64_t i = pieces_.segment_begin(index); i < pieces_.segment_begin(index + 1); ++i) {
+      normalize_piece(channel, i, coefficients, pieces_.to_next(i));
+    }
+  }
+
+  Coefficients<T> coefficients_of(int64_t channel) const {
+    return {static_cast<const A*>(args_.center)[channel], static_cast<const A*>(args_.scale)[channel],
+            static_cast<const A*>(args_.shift)[channel]};
+  }
+
+  void normalize_piece(int64_t channel, int64_t i, const Coefficients<T>& coefficients, int64_t ahead) const {
+    const Piece piece = pieces_[i];
+    const int64_t first = channel * args_.shape.inner + piece.offset;
+    for (int64_t p = 0; p < piece.planes; ++p) {
+      const int64_t offset = first + p * pieces_.stride();
+      const T* x = static_cast<const T*>(args_.x) + offset;
+      const T* residual = kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr;
+      normalize_run<T, kResidual, kRelu, kStream>(x, residual, static_cast<T*>(args_.y) + offset, piece.n, coefficients,
+                                                  ahead);
+    }
+  }
+
+  const ForwardArgs& args_;
+  const PlanePieces& pieces_;
+};
+
+/// Whether all runs of values of [outer][channels][inner] from `to` on are aligned for streaming.
+template <typename T>
+bool can_stream_planes(const void* to, const Shape& shape) {
+  return can_stream_to(to) && shape.inner * static_cast<int64_t>(sizeof(T)) % static_cast<int64_t>(sizeof(Bits)) == 0;
 }
 
 template <typename T>
-Sums backward_segment(const PlaneChunks& chunks, const BackwardArgs& args, int64_t channel, int64_t segment) {
-  using A = Accumulate<T>;
-  using P = Pack<T>;
-  const BackwardRun<T> all = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
-                              static_cast<const T*>(args.y), static_cast<T*>(args.dx), static_cast<T*>(args.dresidual)};
-  const OneChannel<T> scale(static_cast<const A*>(args.scale)[channel]);
-  const OneChannel<T> center(static_cast<const A*>(args.center)[channel]);
-  Sums sums = {0, 0};
-  chunks.for_segment(channel, segment, [&](int64_t offset, int64_t n, int64_t) {
-    P g[kLanes] = {P::all(0), P::all(0), P::all(0), P::all(0)};
-    P gx[kLanes] = {P::all(0), P::all(0), P::all(0), P::all(0)};
-    backward_run(all.from(offset), n, scale, center, [&](int lane, int64_t, const P& g_here, const P& gx_here) {
-      g[lane] = g[lane] + g_here;
-      gx[lane] = gx[lane] + gx_here;
+void planes_forward(const ForwardArgs& args, bool with_statistics) {
+  const PlanePieces pieces(args.shape, sizeof(T));
+  const bool stream = args.stream && can_stream_planes<T>(args.y, args.shape);
+  with_flags(args.residual != nullptr, args.relu, [&](auto residual, auto relu) {
+    with_flag(stream, [&](auto streams) {
+      PlanesForward<T, residual(), relu(), streams() && kStreams<T>>(args, pieces).run(with_statistics);
     });
-    sums.first += sum_of_packs(g);
-    sums.second += sum_of_packs(gx);
   });
-  return sums;
 }
 
 template <typename T>
 void planes_backward(const BackwardArgs& args) {
-  const PlaneChunks chunks(args.shape);
-  const int64_t segments = chunks.segments;
+  using A = Accumulate<T>;
+  const PlanePieces pieces(args.shape, sizeof(T));
+  const int64_t segments = pieces.segments();
   const int64_t tasks = args.shape.channels * segments;
   const std::unique_ptr<Sums[]> parts(new Sums[static_cast<size_t>(tasks)]);
-  parallel(args.parallel_for, tasks, args.shape.values(), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      parts[static_cast<size_t>(task)] = backward_segment<T>(chunks, args, task / segments, task % segments);
+  const auto run = [&](auto mask, auto input, auto stream, int64_t task) {
+    const int64_t channel = task / segments;
+    const int64_t segment = task % segments;
+    BackwardRuns<T, mask(), input(), stream() && kStreams<T>> runs(static_cast<const A*>(args.scale)[channel],
+                                                    static_cast<const A*>(args.center)[channel]);
+    for (int64_t i = pieces.segment_begin(segment); i < pieces.segment_begin(segment + 1); ++i) {
+      const Piece piece = pieces[i];
+      BackwardPointers<T> pointers(args);
+      pointers.advance(channel * args.shape.inner + piece.offset);
+      for (int64_t p = 0; p < piece.planes; ++p) {
+        runs.add(pointers, piece.n, pieces.to_next(i));
+        pointers.advance(pieces.stride());
+      }
     }
+    parts[static_cast<size_t>(task)] = runs.get();
+  };
+  const bool streams = args.stream && (!args.dx || can_stream_planes<T>(args.dx, args.shape)) &&
+                       (!args.dresidual || can_stream_planes<T>(args.dresidual, args.shape));
+  with_flags(args.y != nullptr, args.x != nullptr, [&](auto mask, auto input) {
+    with_flag(streams, [&](auto stream) {
+      parallel(args.parallel_for, tasks, args.shape.values(), [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) run(mask, input, stream, task);
+        if constexpr (stream()) streaming_done();
+      });
+    });
   });
   for (int64_t channel = 0; channel < args.shape.channels; ++channel) {
     args.sum_g[channel] = 0;

@@ -1,14 +1,11 @@
 #include "ops/cpu/blend.h"
 
-#include <ATen/ops/empty.h>
-#include <momentum_bn/schedule.h>
+#include "kernels/cpu/dispatch.h"
 
-#include <cmath>
+#include <momentum_bn/schedule.h>
 
 namespace momentum_bn::cpu {
 namespace {
-
-at::Tensor tensor_or_none(const ops::MaybeTensor& tensor) { return tensor ? *tensor : at::Tensor(); }
 
 double read_momentum(const at::Tensor& momentum) {
   return momentum.scalar_type() == at::kDouble ? *momentum.const_data_ptr<double>()
@@ -29,7 +26,23 @@ double current_momentum(const State& state) {
   return momentum >= 0 ? momentum : 1.0 / static_cast<double>(*state.cur_iter.const_data_ptr<int64_t>() + 1);
 }
 
+/// What each coefficient's array takes, in doubles.
+int64_t pitch(int64_t channels) { return channels + kernels::kPadding; }
+
 }  // namespace
+
+kernels::Type kernel_type(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return kernels::Type::kFloat;
+    case at::kDouble:
+      return kernels::Type::kDouble;
+    case at::kBFloat16:
+      return kernels::Type::kBFloat16;
+    default:
+      return kernels::Type::kHalf;
+  }
+}
 
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule) {
   const int64_t next = ++*cur_iter.mutable_data_ptr<int64_t>();
@@ -38,199 +51,162 @@ void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_
   }
 }
 
-ChannelValues::ChannelValues(const at::Tensor& values) {
-  if (!values.defined() || values.numel() == 0) return;
-  data_ = const_cast<void*>(values.const_data_ptr());
-  stride_ = values.stride(0);
-  dtype_ = values.scalar_type();
+ChannelArray::ChannelArray(const at::Tensor& tensor, at::ScalarType accumulate) {
+  if (!tensor.defined() || tensor.numel() == 0) return;
+  if (tensor.scalar_type() == accumulate && tensor.is_contiguous()) {
+    data_ = const_cast<void*>(tensor.const_data_ptr());
+    return;
+  }
+  tensor_ = &tensor;
+  copy_ = tensor.to(accumulate, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
+  data_ = copy_.data_ptr();
 }
 
-double ChannelValues::operator[](int64_t channel) const {
-  const int64_t at = channel * stride_;
-  switch (dtype_) {
-    case at::kFloat:
-      return static_cast<const float*>(data_)[at];
-    case at::kDouble:
-      return static_cast<const double*>(data_)[at];
-    case at::kBFloat16:
-      return static_cast<const c10::BFloat16*>(data_)[at];
-    default:
-      return static_cast<const c10::Half*>(data_)[at];
-  }
+ChannelArray::ChannelArray(const ops::MaybeTensor& tensor, at::ScalarType accumulate) {
+  if (tensor) *this = ChannelArray(*tensor, accumulate);
 }
 
-void ChannelValues::set(int64_t channel, double value) const {
-  const int64_t at = channel * stride_;
-  switch (dtype_) {
-    case at::kFloat:
-      static_cast<float*>(data_)[at] = static_cast<float>(value);
-      return;
-    case at::kDouble:
-      static_cast<double*>(data_)[at] = value;
-      return;
-    case at::kBFloat16:
-      static_cast<c10::BFloat16*>(data_)[at] = static_cast<float>(value);
-      return;
-    default:
-      static_cast<c10::Half*>(data_)[at] = static_cast<float>(value);
-  }
+void ChannelArray::write_back() const {
+  if (tensor_) tensor_->copy_(copy_);
 }
 
 ChannelBlend::ChannelBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
-                           const at::Tensor& saved, double eps)
-    : n_(static_cast<double>(x.numel()) / static_cast<double>(x.size(1))),
-      eps_(eps),
-      channels_(x.size(1)),
-      in_double_(x.scalar_type() == at::kDouble),
-      weight_(tensor_or_none(weight)),
-      bias_(tensor_or_none(bias)),
-      saved_(saved),
-      statistics_(new double[static_cast<size_t>(2 * channels_)]),
-      coefficients_(new double[static_cast<size_t>(3 * (channels_ + kernels::kPadding))]) {}
-
-void ChannelBlend::attach(kernels::ForwardArgs& args) {
-  const int64_t pitch = channels_ + kernels::kPadding;
-  args.mean = statistics_.get();
-  args.m2 = statistics_.get() + channels_;
-  args.center = coefficients_.get();
-  args.scale = coefficients_.get() + pitch;
-  args.shift = coefficients_.get() + 2 * pitch;
-  args.blend_context = this;
-  args.blend = [](void* context, int64_t begin, int64_t end) {
-    auto* self = static_cast<ChannelBlend*>(context);
-    self->in_double_ ? self->run<double>(begin, end) : self->run<float>(begin, end);
-  };
+                           const at::Tensor& saved, double eps, Variance variance)
+    : accumulate_(saved.scalar_type()),
+      weight_(weight, accumulate_),
+      bias_(bias, accumulate_),
+      numbers_(2 * x.size(1) + 3 * pitch(x.size(1))) {
+  args_.type = kernel_type(accumulate_);
+  args_.channels = x.size(1);
+  args_.values_per_channel = static_cast<double>(x.numel()) / static_cast<double>(x.size(1));
+  args_.eps = eps;
+  args_.momentum = 1;
+  args_.normalising_factor = normalising_variance_factor(variance, args_.values_per_channel);
+  args_.weight = weight_.data();
+  args_.bias = bias_.data();
+  args_.saved = saved.data_ptr();
 }
 
-template <typename A>
-void ChannelBlend::run(int64_t begin, int64_t end) {
-  const int64_t pitch = channels_ + kernels::kPadding;
-  auto* center = reinterpret_cast<A*>(coefficients_.get());
-  auto* scale = reinterpret_cast<A*>(coefficients_.get() + pitch);
-  auto* shift = reinterpret_cast<A*>(coefficients_.get() + 2 * pitch);
-  A* saved = static_cast<A*>(saved_.data_ptr());
-  for (int64_t c = begin; c < end; ++c) {
-    double mean = statistics_[static_cast<size_t>(c)];
-    double var = statistics_[static_cast<size_t>(channels_ + c)] / (n_ - 1);
-    blend(c, mean, var);
-    const double rstd = 1 / std::sqrt(var + eps_);
-    const double factor = weight_.defined() ? weight_[c] * rstd : rstd;
-    // What the mean loses to rounding goes into the shift: exact also where it is far larger than the deviation.
-    const A rounded = static_cast<A>(mean);
-    const double rest = std::isfinite(rounded) ? mean - static_cast<double>(rounded) : 0;
-    center[c] = rounded;
-    scale[c] = static_cast<A>(factor);
-    shift[c] = static_cast<A>((bias_.defined() ? bias_[c] : 0) - rest * factor);
-    saved[c] = rounded;
-    saved[channels_ + c] = static_cast<A>(rest);
-    saved[2 * channels_ + c] = static_cast<A>(rstd);
-  }
+void ChannelBlend::attach(kernels::ForwardArgs& args) {
+  const int64_t channels = args_.channels;
+  args.mean = numbers_.get();
+  args.m2 = args.mean + channels;
+  args.center = args.m2 + channels;
+  args.scale = args.m2 + channels + pitch(channels);
+  args.shift = args.m2 + channels + 2 * pitch(channels);
+  args_.mean = args.mean;
+  args_.m2 = args.m2;
+  args_.center = args.center;
+  args_.scale = args.scale;
+  args_.shift = args.shift;
+  args.blend_context = &args_;
+  args.blend = [](void* context, int64_t begin, int64_t end) {
+    kernels::table().blend(*static_cast<const kernels::BlendArgs*>(context), begin, end);
+  };
 }
 
 StateBlend::StateBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
                        const at::Tensor& saved, State& state, const Config& config)
-    : ChannelBlend(x, weight, bias, saved, config.eps), state_(state), config_(config) {
+    : ChannelBlend(x, weight, bias, saved, config.eps, config.variance), state_(state), config_(config) {
   if (!state.tracks()) return;
-  momentum_ = current_momentum(state);
-  views_ = *state.view_count.const_data_ptr<int64_t>() + 1;
-  completes_ = views_ >= config.views_per_update;
-  running_mean_ = ChannelValues(state.running_mean);
-  running_var_ = ChannelValues(state.running_var);
-  view_mean_sum_ = ChannelValues(state.view_mean_sum);
-  view_var_sum_ = ChannelValues(state.view_var_sum);
-}
-
-void StateBlend::blend(int64_t channel, double& mean, double& var) {
-  const double b_mean = mean;
-  const double b_var = var;
-  var = b_var * normalising_variance_factor(config_.variance, n());
-  if (!state_.tracks()) return;
-
-  const double running_mean = running_mean_[channel];
-  const double running_var = running_var_[channel];
-  mean = momentum_ * b_mean + (1 - momentum_) * running_mean;
-  var = momentum_ * var + (1 - momentum_) * running_var;
-
-  const double mean_sum = view_mean_sum_[channel] + b_mean;
-  const double var_sum = view_var_sum_[channel] + b_var;
-  if (!completes_) {
-    view_mean_sum_.set(channel, mean_sum);
-    view_var_sum_.set(channel, var_sum);
-    return;
-  }
-  const double views = static_cast<double>(views_);
-  const double v_run = var_sum / views * running_variance_factor(config_.variance, n());
-  running_mean_.set(channel, momentum_ * (mean_sum / views) + (1 - momentum_) * running_mean);
-  running_var_.set(channel, momentum_ * v_run + (1 - momentum_) * running_var);
-  view_mean_sum_.set(channel, 0);
-  view_var_sum_.set(channel, 0);
+  running_mean_ = ChannelArray(state.running_mean, accumulate_);
+  running_var_ = ChannelArray(state.running_var, accumulate_);
+  view_mean_sum_ = ChannelArray(state.view_mean_sum, accumulate_);
+  view_var_sum_ = ChannelArray(state.view_var_sum, accumulate_);
+  const int64_t views = *state.view_count.const_data_ptr<int64_t>() + 1;
+  args_.momentum = current_momentum(state);
+  args_.running_factor = running_variance_factor(config.variance, args_.values_per_channel);
+  args_.views = static_cast<double>(views);
+  args_.completes_update = views >= config.views_per_update;
+  args_.running_mean = running_mean_.data();
+  args_.running_var = running_var_.data();
+  args_.view_mean_sum = view_mean_sum_.data();
+  args_.view_var_sum = view_var_sum_.data();
 }
 
 void StateBlend::finish() {
   if (!state_.tracks()) return;
+  for (const auto* array : {&running_mean_, &running_var_, &view_mean_sum_, &view_var_sum_}) array->write_back();
   ++*state_.num_batches_tracked.mutable_data_ptr<int64_t>();
-  *state_.view_count.mutable_data_ptr<int64_t>() = completes_ ? 0 : views_;
-  if (completes_) advance_schedule(state_.cur_iter, state_.momentum, config_.total_iters, config_.schedule);
+  *state_.view_count.mutable_data_ptr<int64_t>() = args_.completes_update ? 0 : static_cast<int64_t>(args_.views);
+  if (args_.completes_update) {
+    advance_schedule(state_.cur_iter, state_.momentum, config_.total_iters, config_.schedule);
+  }
 }
 
 FunctionalBlend::FunctionalBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
                                  const at::Tensor& saved, const ops::MaybeTensor& running_mean,
                                  const ops::MaybeTensor& running_var, const FunctionalOptions& options,
                                  const at::Tensor& b_mean, const at::Tensor& b_var)
-    : ChannelBlend(x, weight, bias, saved, options.eps),
-      options_(options),
-      running_mean_(tensor_or_none(running_mean)),
-      running_var_(tensor_or_none(running_var)),
-      b_mean_(b_mean),
-      b_var_(b_var) {}
-
-void FunctionalBlend::blend(int64_t channel, double& mean, double& var) {
-  b_mean_.set(channel, mean);
-  b_var_.set(channel, var);
-  var *= normalising_variance_factor(options_.variance, n());
-  if (!running_mean_.defined()) return;
-  const double m = options_.momentum;
-  mean = m * mean + (1 - m) * running_mean_[channel];
-  var = m * var + (1 - m) * running_var_[channel];
+    : ChannelBlend(x, weight, bias, saved, options.eps, options.variance),
+      running_mean_(running_mean, accumulate_),
+      running_var_(running_var, accumulate_) {
+  args_.momentum = options.momentum;
+  args_.running_mean = running_mean_.data();
+  args_.running_var = running_var_.data();
+  args_.batch_mean = b_mean.data_ptr();
+  args_.batch_var = b_var.data_ptr();
 }
 
 BackwardCoefficients::BackwardCoefficients(const at::Tensor& saved, const ops::MaybeTensor& weight)
-    : saved_(saved.contiguous()),
-      channels_(saved.size(1)),
-      scale_(at::empty({channels_ + kernels::kPadding}, saved.options())),
-      center_(at::empty({channels_ + kernels::kPadding}, saved.options())),
-      sums_(new double[static_cast<size_t>(2 * channels_)]) {
-  const ChannelValues weights(tensor_or_none(weight));
-  const ChannelValues rows(saved_.view(-1));
-  const ChannelValues scale(scale_);
-  const ChannelValues center(center_);
+    : saved_(saved.contiguous()), channels_(saved.size(1)), numbers_(2 * pitch(channels_) + 2 * channels_) {
+  const ChannelArray weights(weight, saved.scalar_type());
+  if (saved.scalar_type() == at::kDouble) {
+    fill(static_cast<const double*>(weights.data()));
+  } else {
+    fill(static_cast<const float*>(weights.data()));
+  }
+}
+
+template <typename A>
+void BackwardCoefficients::fill(const A* weight) {
+  const A* mean = saved_.const_data_ptr<A>();
+  const A* rstd = mean + 2 * channels_;
+  A* scale = reinterpret_cast<A*>(numbers_.get());
+  A* center = reinterpret_cast<A*>(numbers_.get() + pitch(channels_));
   for (int64_t c = 0; c < channels_; ++c) {
-    const double rstd = rows[2 * channels_ + c];
-    scale.set(c, weights.defined() ? weights[c] * rstd : rstd);
-    center.set(c, rows[c]);
+    scale[c] = weight ? static_cast<A>(static_cast<double>(weight[c]) * static_cast<double>(rstd[c])) : rstd[c];
+    center[c] = mean[c];
   }
 }
 
 void BackwardCoefficients::attach(kernels::BackwardArgs& args) {
-  args.scale = scale_.const_data_ptr();
-  args.center = center_.const_data_ptr();
-  args.sum_g = sums_.get();
-  args.sum_gx = sums_.get() + channels_;
+  args.scale = numbers_.get();
+  args.center = numbers_.get() + pitch(channels_);
+  args.sum_g = numbers_.get() + 2 * pitch(channels_);
+  args.sum_gx = args.sum_g + channels_;
 }
 
-void BackwardCoefficients::write_dweight(const at::Tensor& dweight) const {
-  const ChannelValues rows(saved_.view(-1));
-  const ChannelValues out(dweight);
-  for (int64_t c = 0; c < channels_; ++c) {
-    const double sum_g = sums_[static_cast<size_t>(c)];
-    const double sum_gx = sums_[static_cast<size_t>(channels_ + c)];
-    out.set(c, (sum_gx - rows[channels_ + c] * sum_g) * rows[2 * channels_ + c]);
+void BackwardCoefficients::write_dweight(const at::Tensor& dweight) {
+  const ChannelArray out(dweight, saved_.scalar_type());
+  const double* sum_g = numbers_.get() + 2 * pitch(channels_);
+  const double* sum_gx = sum_g + channels_;
+  const auto write = [&](auto* to, const auto* mean) {
+    const auto* rest = mean + channels_;
+    const auto* rstd = rest + channels_;
+    for (int64_t c = 0; c < channels_; ++c) {
+      to[c] = static_cast<std::remove_reference_t<decltype(*to)>>(
+          (sum_gx[c] - static_cast<double>(rest[c]) * sum_g[c]) * static_cast<double>(rstd[c]));
+    }
+  };
+  if (saved_.scalar_type() == at::kDouble) {
+    write(static_cast<double*>(out.data()), saved_.const_data_ptr<double>());
+  } else {
+    write(static_cast<float*>(out.data()), saved_.const_data_ptr<float>());
   }
+  out.write_back();
 }
 
-void BackwardCoefficients::write_dbias(const at::Tensor& dbias) const {
-  const ChannelValues out(dbias);
-  for (int64_t c = 0; c < channels_; ++c) out.set(c, sums_[static_cast<size_t>(c)]);
+void BackwardCoefficients::write_dbias(const at::Tensor& dbias) {
+  const double* sum_g = numbers_.get() + 2 * pitch(channels_);
+  const ChannelArray out(dbias, saved_.scalar_type());
+  if (saved_.scalar_type() == at::kDouble) {
+    std::copy_n(sum_g, channels_, static_cast<double*>(out.data()));
+  } else {
+    auto* to = static_cast<float*>(out.data());
+    for (int64_t c = 0; c < channels_; ++c) to[c] = static_cast<float>(sum_g[c]);
+  }
+  out.write_back();
 }
 
 }  // namespace momentum_bn::cpu

@@ -9,60 +9,66 @@
 
 #include <memory>
 
-// What lies between the two reads of the values: from a channel's batch statistics to the numbers it is normalised
-// with, and to the state.
+// The kernels' arrays of channels: from tensors of any floating dtype, and back.
 
 namespace momentum_bn::cpu {
+
+kernels::Type kernel_type(at::ScalarType dtype);
 
 /// cur_iter += 1 and the momentum that belongs to it.
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule);
 
-/// Values (C) of any floating dtype, read and written as doubles.
-class ChannelValues {
+/// A tensor (C) as the kernels take it: dense and in their accumulate type. Undefined, also where there is none or it is
+/// empty: null.
+class ChannelArray {
  public:
-  ChannelValues() = default;
-  /// Undefined: nothing to read. Otherwise the tensor must outlive this.
-  explicit ChannelValues(const at::Tensor& values);
+  ChannelArray() = default;
+  /// The tensor must outlive this.
+  ChannelArray(const at::Tensor& tensor, at::ScalarType accumulate);
+  ChannelArray(const ops::MaybeTensor& tensor, at::ScalarType accumulate);
 
-  bool defined() const { return data_ != nullptr; }
-  double operator[](int64_t channel) const;
-  void set(int64_t channel, double value) const;
+  void* data() const { return data_; }
+  /// Hands what the kernels wrote to the tensor, where they were given a copy.
+  void write_back() const;
 
  private:
   void* data_ = nullptr;
-  int64_t stride_ = 0;
-  at::ScalarType dtype_ = at::kFloat;
+  const at::Tensor* tensor_ = nullptr;
+  at::Tensor copy_;
 };
 
-/// The part that all forward passes share: buffers for the kernels, and mean and variance to center, scale and shift.
+/// Uninitialised memory for `size` doubles; few of them cost no allocation.
+class Doubles {
+ public:
+  explicit Doubles(int64_t size) {
+    if (size > kInline) allocated_.reset(new double[static_cast<size_t>(size)]);
+  }
+  double* get() { return allocated_ ? allocated_.get() : inline_; }
+
+ private:
+  static constexpr int64_t kInline = 1024;
+  alignas(64) double inline_[kInline];
+  std::unique_ptr<double[]> allocated_;
+};
+
+/// What all forward passes share: statistics in, coefficients out.
 class ChannelBlend {
  public:
   ChannelBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
-               const at::Tensor& saved, double eps);
-  virtual ~ChannelBlend() = default;
+               const at::Tensor& saved, double eps, Variance variance);
   ChannelBlend(const ChannelBlend&) = delete;
   ChannelBlend& operator=(const ChannelBlend&) = delete;
 
   void attach(kernels::ForwardArgs& args);
 
  protected:
-  /// The mean and variance to normalise channel with, from its batch mean and unbiased batch variance.
-  virtual void blend(int64_t channel, double& mean, double& var) = 0;
-  double n() const { return n_; }
+  kernels::BlendArgs args_ = {};
+  at::ScalarType accumulate_;
 
  private:
-  template <typename A>
-  void run(int64_t begin, int64_t end);
-
-  double n_;
-  double eps_;
-  int64_t channels_;
-  bool in_double_;
-  ChannelValues weight_;
-  ChannelValues bias_;
-  at::Tensor saved_;
-  std::unique_ptr<double[]> statistics_;    // mean, m2
-  std::unique_ptr<double[]> coefficients_;  // center, scale, shift, each in the accumulate type
+  ChannelArray weight_;
+  ChannelArray bias_;
+  Doubles numbers_;
 };
 
 /// Blends with the state and takes the batch into it.
@@ -73,19 +79,13 @@ class StateBlend : public ChannelBlend {
   /// Counts the forward; to be called once all channels are done.
   void finish();
 
- protected:
-  void blend(int64_t channel, double& mean, double& var) override;
-
  private:
   State& state_;
   const Config& config_;
-  double momentum_ = 1;
-  int64_t views_ = 1;
-  bool completes_ = false;
-  ChannelValues running_mean_;
-  ChannelValues running_var_;
-  ChannelValues view_mean_sum_;
-  ChannelValues view_var_sum_;
+  ChannelArray running_mean_;
+  ChannelArray running_var_;
+  ChannelArray view_mean_sum_;
+  ChannelArray view_var_sum_;
 };
 
 struct FunctionalOptions {
@@ -101,15 +101,9 @@ class FunctionalBlend : public ChannelBlend {
                   const at::Tensor& saved, const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var,
                   const FunctionalOptions& options, const at::Tensor& b_mean, const at::Tensor& b_var);
 
- protected:
-  void blend(int64_t channel, double& mean, double& var) override;
-
  private:
-  FunctionalOptions options_;
-  ChannelValues running_mean_;
-  ChannelValues running_var_;
-  ChannelValues b_mean_;
-  ChannelValues b_var_;
+  ChannelArray running_mean_;
+  ChannelArray running_var_;
 };
 
 /// What the backward kernel needs of `saved` and weight, and what becomes of its sums.
@@ -117,15 +111,16 @@ class BackwardCoefficients {
  public:
   BackwardCoefficients(const at::Tensor& saved, const ops::MaybeTensor& weight);
   void attach(kernels::BackwardArgs& args);
-  void write_dweight(const at::Tensor& dweight) const;
-  void write_dbias(const at::Tensor& dbias) const;
+  void write_dweight(const at::Tensor& dweight);
+  void write_dbias(const at::Tensor& dbias);
 
  private:
+  template <typename A>
+  void fill(const A* weight);
+
   at::Tensor saved_;
   int64_t channels_;
-  at::Tensor scale_;
-  at::Tensor center_;
-  std::unique_ptr<double[]> sums_;  // sum_g, sum_gx
+  Doubles numbers_;  // scale, center, each in the accumulate type; sum_g, sum_gx
 };
 
 }  // namespace momentum_bn::cpu

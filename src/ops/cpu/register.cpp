@@ -29,19 +29,6 @@ void parallel_for(int64_t tasks, kernels::Body body, void* context) {
   at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-kernels::Type type_of(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return kernels::Type::kFloat;
-    case at::kDouble:
-      return kernels::Type::kDouble;
-    case at::kBFloat16:
-      return kernels::Type::kBFloat16;
-    default:
-      return kernels::Type::kHalf;
-  }
-}
-
 /// x's values as the kernels see them, where they lie densely in `format`.
 Shape shape_of(const at::Tensor& x, at::MemoryFormat format) {
   const int64_t spatial = x.numel() / (x.size(0) * x.size(1));
@@ -80,7 +67,7 @@ void run_forward(const at::Tensor& x, const at::Tensor& y, at::MemoryFormat form
   const auto dense_x = x.contiguous(format);
   const auto residual = dense(pass.residual, format);
   kernels::ForwardArgs args = {};
-  args.type = type_of(x);
+  args.type = kernel_type(x.scalar_type());
   args.shape = shape_of(x, format);
   args.x = dense_x.const_data_ptr();
   args.residual = data_or_null(residual);
@@ -180,7 +167,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
   const auto dense_x = output_mask[1] ? dense(x, format) : at::Tensor();
   const auto dense_y = relu ? dense(y, format) : at::Tensor();
   kernels::BackwardArgs args = {};
-  args.type = type_of(dy);
+  args.type = kernel_type(dy.scalar_type());
   args.shape = shape_of(dy, format);
   args.dy = dense_dy.const_data_ptr();
   args.x = data_or_null(dense_x);
