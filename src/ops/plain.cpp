@@ -34,6 +34,11 @@ TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
   m.impl("_check_parameters", check_parameters);
 }
 
+TORCH_LIBRARY_IMPL(momentum_bn, FuncTorchBatched, m) {
+  m.impl("_check_input", check_input_of_layer);
+  m.impl("_check_parameters", check_parameters);
+}
+
 TORCH_LIBRARY_IMPL(momentum_bn, CatchAll, m) {
   m.impl("_check_options", check_options);
   m.impl("_scheduled_momentum", scheduled_momentum);

@@ -227,41 +227,14 @@ std::optional<std::string> owned(MaybeWord word) {
   return word ? std::optional<std::string>(std::string(*word)) : std::nullopt;
 }
 
-/// A tensor that takes no gradient, for at:: operations that change the state.
-State detached(const State& state) {
-  if (!state.tracks()) return {};
-  std::vector<at::Tensor> tensors = state.tensors();
-  for (auto& tensor : tensors) tensor = tensor.detach();
-  return State::of(tensors);
-}
-
-/// The layer in differentiable at:: operations, its state changed below autograd.
-std::tuple<at::Tensor, at::Tensor> composite_forward_train(const at::Tensor& x, const MaybeTensor& residual,
-                                                           const MaybeTensor& weight, const MaybeTensor& bias,
-                                                           at::TensorList state_tensors, const Config& config) {
-  auto state = detached(State::of(state_tensors));
-  if (!check_forward_train(x, residual, weight, bias, state)) {
-    return {x.clone(), zero_saved(x)};
-  }
-  at::Tensor saved;
-  {
-    at::NoGradGuard no_grad;
-    const auto batch = composite::batch_statistics(x);
-    saved = composite::blend(x, batch, state.running_mean, state.running_var, composite::current_momentum(state),
-                             config.eps, config.variance);
-    composite::update_state(state, batch, composite::values_per_channel(x), config);
-  }
-  return {composite::normalize(x, saved, weight, bias, residual, config.activation), saved};
-}
-
 std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const MaybeTensor& residual,
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
                                                  MaybeWord activation) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
-    return composite_forward_train(x, residual, weight, bias, state,
-                                   checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
+    return composite::train_forward(x, residual, weight, bias, State::of(state),
+                                    checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
   }
   if (!records(x, {&residual, &weight, &bias})) {
     at::AutoDispatchBelowAutograd below;
@@ -280,8 +253,8 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
                           int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
     auto [y, saved] =
-        composite_forward_train(x, residual, weight, bias, state,
-                                checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
+        composite::train_forward(x, residual, weight, bias, State::of(state),
+                                 checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
     x.copy_(y);
     return saved;
   }
@@ -323,15 +296,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
     const at::Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& running_mean,
     const MaybeTensor& running_var, double momentum, double eps, Word variance) {
   if (needs_composite(x, {&weight, &bias, &running_mean, &running_var})) {
-    const auto variance_used = variance_of(variance);
-    check_forward_functional(x, weight, bias, running_mean, running_var, momentum, eps);
-    const bool tracks = running_mean && running_mean->defined();
-    const auto batch = composite::batch_statistics(x);
-    const auto saved = composite::blend(
-        x, batch, tensor_or_none(running_mean), tensor_or_none(running_var),
-        tracks ? at::full({}, momentum, running_mean->options().dtype(at::kFloat)) : at::Tensor(), eps, variance_used);
-    return {composite::normalize(x, saved, weight, bias, std::nullopt, Activation::None), batch.mean + batch.mean_rest,
-            batch.var, saved};
+    return composite::functional_forward(x, weight, bias, running_mean, running_var, momentum, eps,
+                                         variance_of(variance));
   }
   if (!records(x, {&weight, &bias})) {
     at::AutoDispatchBelowAutograd below;

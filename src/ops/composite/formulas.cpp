@@ -1,6 +1,9 @@
 #include "ops/composite/formulas.h"
 
+#include "ops/inputs.h"
+
 #include <ATen/ATen.h>
+#include <ATen/functorch/BatchedTensorImpl.h>
 
 #include <array>
 #include <cmath>
@@ -22,6 +25,21 @@ at::Tensor per_channel(const at::Tensor& values, const at::Tensor& x) {
   return values.view_symint(shape);
 }
 
+/// A state that takes no gradient, for operations that change it.
+State detached(const State& state) {
+  if (!state.tracks()) return {};
+  auto tensors = state.tensors();
+  for (auto& tensor : tensors) tensor = tensor.detach();
+  return State::of(tensors);
+}
+
+/// `values` in x's dtype and memory format.
+at::Tensor output_like(const at::Tensor& values, const at::Tensor& x) {
+  const auto cast = values.to(x.scalar_type());
+  // torch.func.vmap knows no memory formats; its examples get their strides from the elementwise operations.
+  return at::functorch::isBatchedTensor(cast) ? cast : cast.contiguous(x.suggest_memory_format());
+}
+
 /// The dtype of statistics that are blended: float64 where the device has it.
 at::ScalarType blend_type(const at::Tensor& x) { return x.device().is_mps() ? at::kFloat : at::kDouble; }
 
@@ -30,7 +48,8 @@ at::ScalarType blend_type(const at::Tensor& x) { return x.device().is_mps() ? at
 at::ScalarType accumulate_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
 double values_per_channel(const at::Tensor& x) {
-  return static_cast<double>(x.numel()) / static_cast<double>(x.size(1));
+  const int64_t values = x.sym_numel().guard_int(__FILE__, __LINE__);
+  return static_cast<double>(values) / static_cast<double>(x.sym_size(1).guard_int(__FILE__, __LINE__));
 }
 
 BatchStatistics batch_statistics(const at::Tensor& x) {
@@ -80,7 +99,7 @@ at::Tensor normalize(const at::Tensor& x, const at::Tensor& saved, const std::op
   if (bias && bias->defined()) y = y + per_channel(bias->to(type), x);
   if (residual && residual->defined()) y = y + residual->to(type);
   if (activation == Activation::ReLU) y = y.relu();
-  return y.to(x.scalar_type()).contiguous(x.suggest_memory_format());
+  return output_like(y, x);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalize_backward(
@@ -96,7 +115,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalize_backward(
   if (output_mask[0]) {
     auto scale = per_channel(saved.select(0, 2), dy);
     if (weight && weight->defined()) scale = scale * per_channel(weight->to(type), dy);
-    gradients[0] = (g * scale).to(dy.scalar_type()).contiguous(dy.suggest_memory_format());
+    gradients[0] = output_like(g * scale, dy);
   }
   if (output_mask[1]) {
     const auto xhat = (x->to(type) - per_channel(saved.select(0, 0), dy) - per_channel(saved.select(0, 1), dy)) *
@@ -104,8 +123,38 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalize_backward(
     gradients[1] = (g * xhat).sum(dimensions).to(weight->scalar_type());
   }
   if (output_mask[2]) gradients[2] = g.sum(dimensions);
-  if (output_mask[3]) gradients[3] = g.to(dy.scalar_type()).contiguous(dy.suggest_memory_format());
+  if (output_mask[3]) gradients[3] = output_like(g, dy);
   return {gradients[0], gradients[1], gradients[2], gradients[3]};
+}
+
+std::tuple<at::Tensor, at::Tensor> train_forward(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                                                 const std::optional<at::Tensor>& weight,
+                                                 const std::optional<at::Tensor>& bias, State state,
+                                                 const Config& config) {
+  if (!check_forward_train(x, residual, weight, bias, state)) return {x.clone(), zero_saved(x)};
+  state = detached(state);
+  const auto batch = batch_statistics(x);
+  const auto saved =
+      blend(x, batch, state.running_mean, state.running_var, current_momentum(state), config.eps, config.variance);
+  update_state(state, batch, values_per_channel(x), config);
+  return {normalize(x, saved, weight, bias, residual, config.activation), saved};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> functional_forward(
+    const at::Tensor& x, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+    const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var, double momentum,
+    double eps, Variance variance) {
+  if (!check_forward_functional(x, weight, bias, running_mean, running_var, momentum, eps)) {
+    const auto nothing = at::zeros_symint({x.sym_size(1)}, x.options().dtype(accumulate_type(x.scalar_type())));
+    return {x.clone(), nothing, nothing.clone(), zero_saved(x)};
+  }
+  const auto batch = batch_statistics(x);
+  const bool tracks = running_mean && running_mean->defined();
+  const auto saved =
+      blend(x, batch, tracks ? *running_mean : at::Tensor(), tracks ? *running_var : at::Tensor(),
+            tracks ? at::full({}, momentum, x.options().dtype(blend_type(x))) : at::Tensor(), eps, variance);
+  return {normalize(x, saved, weight, bias, std::nullopt, Activation::None), batch.mean + batch.mean_rest, batch.var,
+          saved};
 }
 
 at::Tensor current_momentum(const State& state) {

@@ -49,6 +49,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalize_backward(
     const std::optional<at::Tensor>& weight, const at::Tensor& saved, Activation activation,
     std::array<bool, 4> output_mask);
 
+/// A layer's training forward: `y` and `saved`. The state takes the batch in; no gradient flows through statistics.
+std::tuple<at::Tensor, at::Tensor> train_forward(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                                                 const std::optional<at::Tensor>& weight,
+                                                 const std::optional<at::Tensor>& bias, State state,
+                                                 const Config& config);
+
+/// The same as a pure function: y, batch mean, unbiased batch variance and `saved`.
+/// @param running_mean  absent: the batch alone
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> functional_forward(
+    const at::Tensor& x, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+    const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var, double momentum,
+    double eps, Variance variance);
+
 /// The weight of the batch now: a 0-d tensor on the state's device; undefined where the layer does not track.
 at::Tensor current_momentum(const State& state);
 

@@ -1,4 +1,5 @@
-// The operators for every device without kernels of its own.
+// The operators for every device without kernels of its own, and under torch.func.vmap, which has rules of its own for
+// the at:: operations that they are made of.
 
 #include "ops/checks.h"
 #include "ops/composite/formulas.h"
@@ -6,6 +7,7 @@
 #include "ops/ops.h"
 
 #include <ATen/ATen.h>
+#include <ATen/functorch/BatchedTensorImpl.h>
 #include <torch/library.h>
 
 namespace momentum_bn::composite {
@@ -15,36 +17,22 @@ using ops::MaybeTensor;
 using ops::MaybeWord;
 using ops::Word;
 
-/// Statistics of the batch blended with the state, which takes the batch in. The rows of `saved`.
-at::Tensor take_in(const at::Tensor& x, State& state, const Config& config) {
-  const auto batch = batch_statistics(x);
-  const auto saved =
-      blend(x, batch, state.running_mean, state.running_var, current_momentum(state), config.eps, config.variance);
-  update_state(state, batch, values_per_channel(x), config);
-  return saved;
-}
-
 std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const MaybeTensor& residual,
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
-                                                 at::TensorList state_tensors, double eps, int64_t total_iters,
+                                                 at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
                                                  MaybeWord activation) {
-  const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
-  auto state = State::of(state_tensors);
-  if (!check_forward_train(x, residual, weight, bias, state)) return {empty_output(x), zero_saved(x)};
-  const auto saved = take_in(x, state, config);
-  return {normalize(x, saved, weight, bias, residual, config.activation), saved};
+  return train_forward(x, residual, weight, bias, State::of(state),
+                       checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
 }
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
-                          const MaybeTensor& bias, at::TensorList state_tensors, double eps, int64_t total_iters,
+                          const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
                           int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
-  const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
-  auto state = State::of(state_tensors);
   check_writable(x);
-  if (!check_forward_train(x, residual, weight, bias, state)) return zero_saved(x);
-  const auto saved = take_in(x, state, config);
-  x.copy_(normalize(x, saved, weight, bias, residual, config.activation));
+  auto [y, saved] = forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
+                                  variance, activation);
+  x.copy_(y);
   return saved;
 }
 
@@ -60,18 +48,7 @@ void forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
     const at::Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& running_mean,
     const MaybeTensor& running_var, double momentum, double eps, Word variance) {
-  const auto variance_used = variance_of(variance);
-  if (!check_forward_functional(x, weight, bias, running_mean, running_var, momentum, eps)) {
-    const auto nothing = at::zeros({x.size(1)}, x.options().dtype(accumulate_type(x.scalar_type())));
-    return {empty_output(x), nothing, nothing.clone(), zero_saved(x)};
-  }
-  const auto batch = batch_statistics(x);
-  const bool tracks = running_mean && running_mean->defined();
-  const auto saved = blend(x, batch, tracks ? *running_mean : at::Tensor(), tracks ? *running_var : at::Tensor(),
-                           tracks ? at::full({}, momentum, running_mean->options().dtype(at::kFloat)) : at::Tensor(),
-                           eps, variance_used);
-  return {normalize(x, saved, weight, bias, std::nullopt, Activation::None), batch.mean + batch.mean_rest, batch.var,
-          saved};
+  return functional_forward(x, weight, bias, running_mean, running_var, momentum, eps, variance_of(variance));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& dy, const MaybeTensor& x,
@@ -103,6 +80,35 @@ void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorLi
   updates.add_(1);
 }
 
+/// One state cannot take in many examples at once.
+void check_state_is_mapped(const at::Tensor& x, at::TensorList state) {
+  TORCH_CHECK_VALUE(
+      state.empty() || !at::functorch::isBatchedTensor(x) || at::functorch::isBatchedTensor(state[0]),
+      "torch.func.vmap maps a training forward of Momentum BatchNorm over its input, but not over its state, which all "
+      "examples would update at once. Use momentum_bn.functional.momentum_batch_norm, which changes nothing; or a "
+      "state "
+      "per example (torch.func.stack_module_state and functional_call); or none "
+      "(torch.func.replace_all_batch_norm_modules_).");
+}
+
+std::tuple<at::Tensor, at::Tensor> mapped_forward_train(const at::Tensor& x, const MaybeTensor& residual,
+                                                        const MaybeTensor& weight, const MaybeTensor& bias,
+                                                        at::TensorList state, double eps, int64_t total_iters,
+                                                        int64_t views_per_update, Word schedule, Word variance,
+                                                        MaybeWord activation) {
+  check_state_is_mapped(x, state);
+  return forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
+                       activation);
+}
+
+at::Tensor mapped_forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
+                                 const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
+                                 int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
+  check_state_is_mapped(x, state);
+  return forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
+                        activation);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
@@ -113,6 +119,14 @@ TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
   m.impl("_backward", backward);
   m.impl("_advance_schedule_", advance_schedule_);
   m.impl("_teacher_update_", teacher_update_);
+}
+
+TORCH_LIBRARY_IMPL(momentum_bn, FuncTorchBatched, m) {
+  m.impl("_forward_train", mapped_forward_train);
+  m.impl("_forward_train_", mapped_forward_train_);
+  m.impl("_forward_eval_", forward_eval_);
+  m.impl("_forward_functional", forward_functional);
+  m.impl("_backward", backward);
 }
 
 }  // namespace momentum_bn::composite
