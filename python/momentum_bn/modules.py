@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ._options import Options, as_float, as_int, as_momentum
 
@@ -33,6 +36,9 @@ _VIEW_SUMS = ("view_mean_sum", "view_var_sum")
 _SCALARS = ("num_batches_tracked", "view_count", "cur_iter_state", "momentum_state")
 # What stands for momentum=None in momentum_state.
 _CUMULATIVE = -1.0
+
+# It knows every subclass of torch's BatchNorm, asks none, and reads momentum of each.
+_CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.__dict__["convert_sync_batchnorm"].__func__.__code__
 
 # Looked up once: attribute look-ups in torch.ops cost more than the dispatch.
 _advance_schedule_ = torch.ops.momentum_bn._advance_schedule_.default
@@ -114,7 +120,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     Note:
         ``torch.optim.swa_utils.update_bn`` calls ``reset_running_stats()`` and so starts the schedule anew; its
         cumulative average counts updates, of ``views_per_update`` batches each.
-        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces these layers with plain ones.
+        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` would replace these layers with plain ones: they refuse it.
 
     Raises:
         ValueError: an argument out of range or an unknown word.
@@ -215,6 +221,8 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
         Assigning checks as the constructor does.
         """
+        if not torch.compiler.is_compiling():
+            _refuse_sync_batchnorm(sys._getframe(1))
         state = self._buffers.get("momentum_state")
         if state is None:
             return self._untracked_momentum
@@ -332,7 +340,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401 (self.bias is slow)
         buffers = self._buffers
         running_mean = buffers["running_mean"]
-        may_overwrite = self.inplace and (not torch.is_grad_enabled() or weight is None or not weight.requires_grad)
+        may_overwrite = self.inplace and _may_overwrite_input(weight)
 
         if self.training or running_mean is None:
             tracks = self.track_running_stats and running_mean is not None
@@ -424,13 +432,14 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         scalars = {name: scalar for name in _SCALARS if (scalar := buffers.get(name)) is not None}
         for name in scalars:
             buffers[name] = None  # hidden from `fn`
-        before = buffers.get("running_mean")
+        # Not running_mean, which torch.func.replace_all_batch_norm_modules_ takes away.
+        before = buffers.get("view_mean_sum")
         was_meta = before is not None and before.is_meta
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             buffers.update(scalars)
-        after = buffers.get("running_mean")
+        after = buffers.get("view_mean_sum")
         if before is None or after is None:
             return self
         for name, scalar in scalars.items():
@@ -529,6 +538,25 @@ def checked_total_iters(value: Any) -> int:
     options = Options(total_iters=value)
     options.check(num_features=0, eps=1e-5)
     return options.total_iters
+
+
+def _may_overwrite_input(weight: Tensor | None) -> bool:
+    if not torch.is_grad_enabled():
+        return True
+    if weight is not None and weight.requires_grad:
+        return False
+    # Selective checkpointing is a dispatch mode that keeps what operators return: one that returns its result in x
+    # would leave x as it was when the pass is repeated.
+    return torch.compiler.is_compiling() or not is_in_torch_dispatch_mode()
+
+
+def _refuse_sync_batchnorm(reader: FrameType) -> None:
+    if reader.f_code is _CONVERT_SYNC_BATCHNORM:
+        raise RuntimeError(
+            "torch.nn.SyncBatchNorm.convert_sync_batchnorm would replace Momentum BatchNorm by SyncBatchNorm with its "
+            "present momentum, without schedule, views, variance or activation. Call it on the parts of the network "
+            "that have torch's BatchNorm, or before the others become Momentum BatchNorms."
+        )
 
 
 def _scalar_dtype(name: str, device: torch.device) -> torch.dtype:
