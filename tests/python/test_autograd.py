@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import momentum_bn
 from inputs import layer_for, randn, randomise_parameters
 from oracle import MomentumBatchNormOracle
-from snapshots import snapshot, unchanged
 
 SHAPES = [(4, 3), (3, 2, 4), (2, 3, 2, 3), (2, 2, 2, 1, 3)]
 
@@ -180,47 +176,3 @@ def test_input_changed_before_backward_is_noticed():
     x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
-
-
-# --- recomputation --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("inplace", [False, True])
-def test_recomputation_by_checkpoint_is_refused(use_reentrant, inplace):
-    m = momentum_bn.MomentumBatchNorm1d(3, inplace=inplace)
-    x = torch.rand(4, 3, requires_grad=True)
-    y = checkpoint(lambda x: m(x * 2).square(), x, use_reentrant=use_reentrant)
-    before = snapshot(m)
-    assert before[":cur_iter"] == 0 and int(m.num_batches_tracked) == 1
-    with unchanged(m), pytest.raises((ValueError, RuntimeError), match=r"torch\.utils\.checkpoint") as error:
-        y.sum().backward()
-    assert "selective" in str(error.value)
-
-
-def test_selective_policy_works():
-    def policy(_context, operator, *_args, **_kwargs):
-        if operator.namespace == "momentum_bn":
-            return CheckpointPolicy.MUST_SAVE
-        return CheckpointPolicy.PREFER_RECOMPUTE
-
-    contexts = partial(create_selective_checkpoint_contexts, policy)
-    plain, saving = (momentum_bn.MomentumBatchNorm1d(3, views_per_update=1, dtype=torch.float64) for _ in range(2))
-    for step in range(3):
-        x, y = (randn(4, 3, seed=step).requires_grad_() for _ in range(2))
-        plain(x * 2).square().sum().backward()
-        recomputing = lambda x: saving(x * 2).square()  # noqa: E731
-        checkpoint(recomputing, y, use_reentrant=False, context_fn=contexts).sum().backward()
-        assert torch.equal(x.grad, y.grad)
-        assert torch.equal(plain.weight.grad, saving.weight.grad)
-        assert saving.cur_iter == step + 1
-        for name, value in plain.state_dict().items():
-            assert torch.equal(saving.state_dict()[name], value), name
-
-
-def test_checkpoint_works_in_evaluation():
-    m = momentum_bn.MomentumBatchNorm1d(3).eval()
-    x, y = (torch.ones(4, 3).requires_grad_() for _ in range(2))
-    m(x * 2).square().sum().backward()
-    checkpoint(lambda y: m(y * 2).square(), y, use_reentrant=False).sum().backward()
-    assert torch.equal(x.grad, y.grad)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.testing import assert_close
 
 import momentum_bn
+from inputs import randn
 from momentum_bn import convert_momentum_batchnorm, revert_momentum_batchnorm
-from snapshots import same_bits
+from snapshots import assert_same, same_bits, snapshot, unchanged
 
 
 def network():
@@ -128,3 +131,161 @@ def test_revert_refuses_a_fused_activation():
     with pytest.raises(ValueError, match="activation"):
         revert_momentum_batchnorm(net)
     assert isinstance(net[0], momentum_bn.MomentumBatchNorm2d)
+
+
+def test_every_option_is_passed_on():
+    options = {"momentum": 0.5, "views_per_update": 3, "schedule": "constant", "variance": "biased",
+               "activation": "relu", "inplace": True}  # fmt: skip
+    m = convert_momentum_batchnorm(nn.BatchNorm2d(3), 9, **options)
+    assert {name: getattr(m, name) for name in options} == options and m.total_iters == 9
+
+
+@pytest.mark.parametrize(
+    ("plain", "converted"),
+    [(nn.BatchNorm1d, momentum_bn.MomentumBatchNorm1d), (nn.BatchNorm2d, momentum_bn.MomentumBatchNorm2d),
+     (nn.BatchNorm3d, momentum_bn.MomentumBatchNorm3d), (nn.SyncBatchNorm, momentum_bn.MomentumBatchNorm)],
+)  # fmt: skip
+def test_class_by_class(plain, converted):
+    m = convert_momentum_batchnorm(plain(3, momentum=0.3), 9)
+    assert type(m) is converted
+    assert type(revert_momentum_batchnorm(m)) is plain and m.momentum == 0.3
+
+
+def test_converted_layer_is_a_new_layer_with_the_old_statistics():
+    """Outputs and state of a run after conversion are those of a layer built as such and given the statistics."""
+    plain = nn.BatchNorm1d(3)
+    for step in range(3):
+        plain(randn(8, 3, seed=step, dtype=torch.float32))
+    built = momentum_bn.MomentumBatchNorm1d(3, total_iters=5)
+    built.load_state_dict(plain.state_dict())
+    converted = convert_momentum_batchnorm(plain, 5)
+    for step in range(7):
+        x = randn(8, 3, seed=10 + step, dtype=torch.float32)
+        assert same_bits(converted(x), built(x))
+    assert_same(snapshot(converted), snapshot(built))
+
+
+def test_backward_hooks_and_optimizer_go_on():
+    net, seen = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    handle = net[1].register_full_backward_hook(lambda *_: seen.append("backward"))
+    convert_momentum_batchnorm(net, 7)
+    before = net[1].weight.detach().clone()
+    net(torch.rand(4, 3)).square().sum().backward()
+    optimizer.step()
+    assert seen == ["backward"] and not torch.equal(net[1].weight, before)
+    handle.remove()
+    revert_momentum_batchnorm(net)(torch.rand(4, 3)).sum().backward()
+    assert seen == ["backward"]
+
+
+def test_reverted_network_evaluates_as_before():
+    net = nn.Sequential(nn.Linear(3, 4), momentum_bn.MomentumBatchNorm1d(4), momentum_bn.MomentumBatchNorm(4))
+    for step in range(4):
+        net(randn(8, 3, seed=step, dtype=torch.float32))
+    x = randn(8, 3, seed=9, dtype=torch.float32)
+    expected = net.eval()(x)
+    revert_momentum_batchnorm(net)
+    assert same_bits(net(x), expected)
+    assert [type(layer) for layer in net[1:]] == [nn.BatchNorm1d, nn.SyncBatchNorm]
+
+
+class OwnForward(nn.BatchNorm1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class TorchsForward(nn.BatchNorm1d):
+    """A subclass that a forward pass does not tell from its base."""
+
+
+def test_layers_that_would_lose_something_are_refused():
+    """A forward of its own, a parametrization: the class cannot be exchanged. Nothing is changed then."""
+    parametrized = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    nn.utils.parametrize.register_parametrization(parametrized[1], "weight", nn.Identity())
+    for net in (nn.Sequential(nn.BatchNorm1d(3), OwnForward(3)), parametrized):
+        classes = [type(layer) for layer in net]
+        with unchanged(net), pytest.raises(ValueError, match="cannot convert 1"):
+            convert_momentum_batchnorm(net, 7)
+        assert [type(layer) for layer in net] == classes
+
+
+def test_subclass_gets_its_class_back():
+    m = convert_momentum_batchnorm(TorchsForward(3), 7)
+    assert type(m) is momentum_bn.MomentumBatchNorm1d
+    assert type(revert_momentum_batchnorm(m)) is TorchsForward
+
+
+# --- what else converts BatchNorms ----------------------------------------------------------------
+
+
+def test_convert_sync_batchnorm_is_refused():
+    """It would replace the layer, its present momentum taken for torch's; what is not ours it converts."""
+    net = nn.Sequential(nn.Linear(3, 4), momentum_bn.MomentumBatchNorm1d(4))
+    with unchanged(net), pytest.raises(RuntimeError, match="convert_sync_batchnorm") as error:
+        nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    assert "schedule" in str(error.value)
+    assert type(net[1]) is momentum_bn.MomentumBatchNorm1d
+    with pytest.raises(RuntimeError, match="convert_sync_batchnorm"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(momentum_bn.MomentumBatchNorm1d(4, track_running_stats=False))
+    student = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(4)))
+    assert type(student[0]) is nn.SyncBatchNorm
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_update_bn(views):
+    """The running statistics become the average over the batches of complete updates; the schedule starts anew."""
+    m = momentum_bn.MomentumBatchNorm1d(3, momentum=0.75, total_iters=9, views_per_update=views, variance="unbiased")
+    for step in range(4):
+        m(randn(8, 3, seed=step, dtype=torch.float32))
+    batches = [randn(8, 3, seed=20 + step, dtype=torch.float32, shift=step) for step in range(5)]
+    m.eval()
+    torch.optim.swa_utils.update_bn(batches, m)
+    used = batches[: 5 // views * views]
+    assert_close(m.running_mean, torch.stack([x.mean(0) for x in used]).mean(0), rtol=1e-5, atol=1e-6)
+    assert_close(m.running_var, torch.stack([x.var(0) for x in used]).mean(0), rtol=1e-5, atol=1e-6)
+    assert not m.training and int(m.num_batches_tracked) == 5
+    assert (m.momentum, m.cur_iter, int(m.view_count)) == (0.75, 5 // views, 5 % views)
+
+
+def test_averaged_model():
+    """Stochastic weight averaging: parameters are averaged; buffers, and so the schedule, are the model's."""
+    net = nn.Sequential(nn.Linear(3, 4), momentum_bn.MomentumBatchNorm1d(4, total_iters=9))
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    for step in range(3):
+        net(randn(8, 3, seed=step, dtype=torch.float32))
+        averaged.update_parameters(net)
+    ours = averaged.module[1]
+    assert (ours.momentum, ours.cur_iter, int(ours.view_count)) == (net[1].momentum, 1, 1)
+    assert same_bits(ours.view_mean_sum, net[1].view_mean_sum)
+    x = randn(8, 3, dtype=torch.float32)
+    assert averaged(x).shape == (8, 4) and net[1].cur_iter == 1, "a state of its own"
+
+
+def test_fusion_into_convolution_and_linear_layer():
+    """torch.nn.utils.fusion, in evaluation. It knows no activation: the caller applies it."""
+    for activation in (None, "relu"):
+        conv, norm = nn.Conv2d(3, 4, 3), momentum_bn.MomentumBatchNorm2d(4, activation=activation)
+        linear, norm1d = nn.Linear(3, 4), momentum_bn.MomentumBatchNorm1d(4, activation=activation)
+        images, rows = randn(8, 3, 6, 6, dtype=torch.float32), randn(8, 3, dtype=torch.float32)
+        after = torch.relu if activation else nn.Identity()
+        cases = [(conv, norm, images, fuse_conv_bn_eval), (linear, norm1d, rows, fuse_linear_bn_eval)]
+        for first, layer, x, fuse in cases:
+            for _ in range(4):
+                layer(first(x))
+            with pytest.raises(AssertionError, match="eval"):
+                fuse(first, layer)
+            first.eval(), layer.eval()
+            assert_close(after(fuse(first, layer)(x)), layer(first(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantization_fusion():
+    """torch.ao's fuse_modules knows classes by name and says so; a reverted network is what it takes."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), momentum_bn.MomentumBatchNorm2d(4)).eval()
+    with pytest.raises(AssertionError, match="did not find fuser method"):
+        torch.ao.quantization.fuse_modules(net, ["0", "1"])
+    x = randn(2, 3, 6, 6, dtype=torch.float32)
+    expected = net(x)
+    fused = torch.ao.quantization.fuse_modules(revert_momentum_batchnorm(net), ["0", "1"])
+    assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
