@@ -68,7 +68,7 @@ def test_training_steps(backend):
     """Twelve steps of three forwards each, in and out of the half-done pair, over the whole schedule and past it."""
     eager, compiled = network(), network()
     forward = torch.compile(compiled, backend=backend, fullgraph=True)
-    optimizers = [torch.optim.SGD(net.parameters(), lr=0.05) for net in (eager, compiled)]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.002) for net in (eager, compiled)]
     for step in range(12):
         losses = []
         for call, optimizer in zip((eager, forward), optimizers, strict=True):
@@ -77,6 +77,7 @@ def test_training_steps(backend):
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
+        assert losses[0].isfinite()
         assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
     assert eager[1].cur_iter == 18 and eager[1].momentum == 0.0
     assert_same_state(compiled, eager)
@@ -151,7 +152,19 @@ def test_in_place_on_the_callers_input():
         x, y = (randn(4, 3, dtype=torch.float32) for _ in range(2))
         assert_close(forward(x), eager(y))
         assert_close(x, y)
-    assert_same_state(compiled, eager)
+        assert_same_state(compiled, eager)
+        compiled.eval()
+        kept = x.clone()
+        assert_close(forward(x), eager.eval()(y))
+        assert torch.equal(x, kept), "a compiled evaluation takes no memory"
+
+
+def test_double_backward_is_refused_by_torch():
+    forward = torch.compile(momentum_bn.MomentumBatchNorm1d(3), backend="aot_eager", fullgraph=True)
+    x = torch.rand(4, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(forward(x).sin().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        gradient.square().sum().backward()
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])

@@ -205,7 +205,7 @@ def test_layers_that_would_lose_something_are_refused():
     nn.utils.parametrize.register_parametrization(parametrized[1], "weight", nn.Identity())
     for net in (nn.Sequential(nn.BatchNorm1d(3), OwnForward(3)), parametrized):
         classes = [type(layer) for layer in net]
-        with unchanged(net), pytest.raises(ValueError, match="cannot convert 1"):
+        with unchanged(net), pytest.raises(ValueError, match="cannot replace 1"):
             convert_momentum_batchnorm(net, 7)
         assert [type(layer) for layer in net] == classes
 

@@ -91,7 +91,7 @@ def test_exported_program_is_saved_and_decomposed():
 
 
 def test_aot_inductor(tmp_path):
-    """Compiled, packaged, loaded and run without the Python module; in training the package's state moves."""
+    """A training network, compiled, packaged, loaded and run without the Python module: the package's state moves."""
     net = nn.Sequential(nn.Linear(3, 4), momentum_bn.MomentumBatchNorm1d(4, total_iters=3)).requires_grad_(False)
     reference = copy.deepcopy(net)
     with torch.no_grad():
