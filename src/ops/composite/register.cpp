@@ -126,7 +126,6 @@ TORCH_LIBRARY_IMPL(momentum_bn, FuncTorchBatched, m) {
   m.impl("_forward_train_", mapped_forward_train_);
   m.impl("_forward_eval_", forward_eval_);
   m.impl("_forward_functional", forward_functional);
-  m.impl("_backward", backward);
 }
 
 }  // namespace momentum_bn::composite
