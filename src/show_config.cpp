@@ -1,6 +1,7 @@
 #include <momentum_bn/show_config.h>
 
 #include "kernels/cpu/dispatch.h"
+#include "ops/cpu/parallel_for.h"
 
 #include <ATen/Parallel.h>
 #include <torch/version.h>
@@ -14,8 +15,9 @@ std::string show_config() {
   text << "momentum_bn " << MOMENTUM_BN_VERSION << ", built with torch " << TORCH_VERSION << "\n"
        << "CPU kernels built: " << kernels::built_capabilities() << "\n"
        << "CPU kernels in use: " << kernels::capability_in_use() << " (ATEN_CPU_CAPABILITY=default or avx2 lowers it)\n"
-       << "Other devices: composite of torch operations\n"
-       << "Threads: " << at::get_num_threads() << "\n";
+       << "CPU threads: " << at::get_num_threads() << ", " << cpu::threads_come_from() << "\n"
+       << "CUDA kernels: not built; tensors on a GPU take the composite path\n"
+       << "Other devices: composite path (torch's own operations)\n";
   return text.str();
 }
 

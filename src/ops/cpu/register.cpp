@@ -6,11 +6,11 @@
 #include "ops/composite/formulas.h"
 #include "ops/cpu/blend.h"
 #include "ops/cpu/huge_pages.h"
+#include "ops/cpu/parallel_for.h"
 #include "ops/inputs.h"
 #include "ops/ops.h"
 
 #include <ATen/MemoryOverlap.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -24,10 +24,6 @@ using kernels::Shape;
 using ops::MaybeTensor;
 using ops::MaybeWord;
 using ops::Word;
-
-void parallel_for(int64_t tasks, kernels::Body body, void* context) {
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
 
 /// x's values as the kernels see them, where they lie densely in `format`.
 Shape shape_of(const at::Tensor& x, at::MemoryFormat format) {
