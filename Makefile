@@ -25,12 +25,14 @@ PACKAGE_FILES = pyproject.toml $(shell find include python -type f -not -name '*
 CPP_FILES = $(shell find apps include src tests -name '*.h' -o -name '*.cpp')
 TIDY_FILES = $(shell find apps src -name '*.cpp')
 
-# The same compiler by the same name for CMake and pip, so that ccache knows what was compiled before.
+# The same compiler by the same name, and the same CMake, for CMake and pip: nothing is compiled twice.
 export CXX
 # Looked up for each command, as the first ones install it.
 ifndef CMAKE_CXX_COMPILER_LAUNCHER
 export CMAKE_CXX_COMPILER_LAUNCHER = $(shell command -v ccache)
 endif
+
+export CMAKE_EXECUTABLE = $(shell command -v cmake)
 
 # One line per step is for terminals, where ninja writes each over the last.
 BUILD := cmake --build --preset release
