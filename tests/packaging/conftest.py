@@ -8,26 +8,38 @@ import venv
 from pathlib import Path
 
 import pytest
+import torch
 
 from installation import SOURCE, run
+from other_torch import dress_as_cuda_build
 
 
 @pytest.fixture(scope="session")
-def installed_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cuda_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a torch whose CMake files insist on a CUDA toolkit, which this machine does not have."""
+    return dress_as_cuda_build(Path(torch.__path__[0]), tmp_path_factory.mktemp("site-packages") / "torch")
+
+
+@pytest.fixture(scope="session")
+def installed_python(tmp_path_factory: pytest.TempPathFactory, cuda_torch: Path) -> Path:
     """The interpreter of an environment that had torch, into which `pip install .` then put the package.
 
-    torch and the build backend are this environment's. pip gets no index: whatever it would download is an error.
+    torch is the one that insists on CUDA (the ordinary one serves build/), the build backend is this environment's. pip
+    gets no index: whatever it would download is an error.
     """
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
     site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (site_packages / "torch").symlink_to(cuda_torch)
     visible = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     visible.update(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))
-    (site_packages / "has_torch.pth").write_text("\n".join(sorted(visible)) + "\n")
+    (site_packages / "more_packages.pth").write_text("\n".join(sorted(visible)) + "\n")
     run(
         *(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index"),
-        *("--no-build-isolation", SOURCE),
+        *("--no-build-isolation", "--no-deps", SOURCE),
+        # The same headers under the name that ccache knows.
+        *("-C", f"cmake.define.TorchLibraries_INCLUDE_DIR={Path(torch.__path__[0]) / 'include'}"),
     )
     return python
 

@@ -6,22 +6,33 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[2]
+CONSUMER = Path(__file__).parent / "consumer"
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Runs a command, fails the test with all of its output if it fails, and returns its standard output."""
+def attempt(*command: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command with `variables` added to its environment."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CMAKE_PREFIX_PATH")}
     # build/ was compiled through ccache where there is one: the library need not be compiled again.
     environment.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", shutil.which("ccache") or "")
-    result = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    environment.setdefault("CMAKE_EXECUTABLE", shutil.which("cmake") or "")
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> str:
+    """Runs a command, fails the test with all of its output if it fails, and returns its standard output."""
+    result = attempt(*command, cwd=cwd, **variables)
     if result.returncode != 0:
         pytest.fail(f"{' '.join(map(str, command))}\nexit code {result.returncode}\n{result.stdout}{result.stderr}")
     return result.stdout
@@ -34,12 +45,19 @@ def readme_snippet(language: str) -> str:
     return match.group(1)
 
 
-def build_consumer(source: Path, prefix: Path, folder: Path) -> Path:
-    """Builds `source` in `folder` as a project that knows of momentum_bn only by CMAKE_PREFIX_PATH."""
-    run(
-        *("cmake", "-G", "Ninja", "-S", Path(__file__).parent / "consumer", "-B", folder),
-        *("-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython_EXECUTABLE={sys.executable}"),
+def configure_consumer(folder: Path, source: Path, **definitions: str | Path) -> subprocess.CompletedProcess[str]:
+    """Configures a project of the one file `source` in `folder`; CMake gets `definitions` and nothing else."""
+    return attempt(
+        *("cmake", "-G", "Ninja", "-S", CONSUMER, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"),
         f"-DCONSUMER_SOURCE={source}",
+        *(f"-D{name}={value}" for name, value in definitions.items()),
     )
+
+
+def build_consumer(folder: Path, source: Path, **definitions: str | Path) -> Path:
+    """Builds such a project. Returns the program."""
+    result = configure_consumer(folder, source, **definitions)
+    if result.returncode != 0:
+        pytest.fail(f"CMake: exit code {result.returncode}\n{result.stdout}{result.stderr}")
     run("cmake", "--build", folder)
     return folder / "consumer"
