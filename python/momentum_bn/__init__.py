@@ -20,7 +20,7 @@ from ._library import built_as, find_library, load_library
 _library_path = find_library(__path__)
 load_library(_library_path)
 
-from . import functional
+from . import functional, memory
 from .convert import convert_momentum_batchnorm, revert_momentum_batchnorm, set_total_iters
 from .modules import MomentumBatchNorm, MomentumBatchNorm1d, MomentumBatchNorm2d, MomentumBatchNorm3d
 from .state_dict import plain_state_dict
@@ -35,6 +35,7 @@ __all__ = [
     "cmake_prefix_path",
     "convert_momentum_batchnorm",
     "functional",
+    "memory",
     "plain_state_dict",
     "revert_momentum_batchnorm",
     "set_total_iters",

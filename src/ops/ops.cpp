@@ -49,6 +49,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
   return op.call(dy, x, y, weight, saved, activation, output_mask);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const MaybeTensor& x, const MaybeTensor& y,
+                                                         const MaybeTensor& weight, const at::Tensor& saved,
+                                                         MaybeWord activation, std::array<bool, 4> output_mask) {
+  static const auto op = handle<BackwardInplace>("momentum_bn::_backward_");
+  return op.call(dy, x, y, weight, saved, activation, output_mask);
+}
+
 void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
   static const auto op = handle<AdvanceSchedule>("momentum_bn::_advance_schedule_");
   op.call(cur_iter, momentum, total_iters, schedule);

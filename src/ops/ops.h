@@ -36,6 +36,10 @@ using ForwardFunctional = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Ten
 using Backward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor& dy, const MaybeTensor& x, const MaybeTensor& y, const MaybeTensor& weight,
     const at::Tensor& saved, MaybeWord activation, std::array<bool, 4> output_mask);
+using BackwardInplace = std::tuple<at::Tensor, at::Tensor, at::Tensor>(at::Tensor& dy, const MaybeTensor& x,
+                                                                       const MaybeTensor& y, const MaybeTensor& weight,
+                                                                       const at::Tensor& saved, MaybeWord activation,
+                                                                       std::array<bool, 4> output_mask);
 using AdvanceSchedule = void(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule);
 using TeacherUpdate = void(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
                            int64_t total_iters, double param_momentum);
@@ -45,6 +49,7 @@ ForwardTrainInplace forward_train_;
 ForwardEvalInplace forward_eval_;
 ForwardFunctional forward_functional;
 Backward backward;
+BackwardInplace backward_;
 AdvanceSchedule advance_schedule_;
 TeacherUpdate teacher_update_;
 

@@ -5,6 +5,7 @@
 #include "ops/inputs.h"
 #include "ops/ops.h"
 
+#include <momentum_bn/memory.h>
 #include <momentum_bn/schedule.h>
 #include <momentum_bn/show_config.h>
 #include <torch/library.h>
@@ -44,6 +45,10 @@ TORCH_LIBRARY_IMPL(momentum_bn, CatchAll, m) {
   m.impl("_scheduled_momentum", scheduled_momentum);
   m.impl("_teacher_param_momentum", teacher_param_momentum);
   m.impl("_show_config", [] { return show_config(); });
+  m.impl("_kept_memory", kept_memory);
+  m.impl("_kept_memory_limit", kept_memory_limit);
+  m.impl("_set_kept_memory_limit", set_kept_memory_limit);
+  m.impl("_release_kept_memory", release_kept_memory);
 }
 
 }  // namespace momentum_bn

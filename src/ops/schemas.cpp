@@ -19,6 +19,10 @@ TORCH_LIBRARY(momentum_bn, m) {
   m.def("_scheduled_momentum(int cur_iter, int total_iters) -> float");
   m.def("_teacher_param_momentum(int updates, int total_iters, float start) -> float");
   m.def("_show_config() -> str");
+  m.def("_kept_memory() -> int");
+  m.def("_kept_memory_limit() -> int");
+  m.def("_set_kept_memory_limit(int bytes) -> ()");
+  m.def("_release_kept_memory() -> ()");
 
   m.def(
       "_forward_train(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)[] state, float eps, "
@@ -39,6 +43,12 @@ TORCH_LIBRARY(momentum_bn, m) {
   m.def(
       "_backward(Tensor dy, Tensor? x, Tensor? y, Tensor? weight, Tensor saved, str? activation, bool[4] output_mask) "
       "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)",
+      tags);
+
+  // dx takes the place of dy, whatever output_mask says of it.
+  m.def(
+      "_backward_(Tensor(a!) dy, Tensor? x, Tensor? y, Tensor? weight, Tensor saved, str? activation, "
+      "bool[4] output_mask) -> (Tensor dweight, Tensor dbias, Tensor dresidual)",
       tags);
 
   m.def("_advance_schedule_(Tensor(a!) cur_iter, Tensor(b!) momentum, int total_iters, str schedule) -> ()", tags);

@@ -85,6 +85,11 @@ SAMPLES = {
         (channels_last(), values(3), values(3), torch.zeros(3), torch.ones(3), 0.5, 1e-5, "published"),
         (torch.empty(0, 3, 4), values(3), None, torch.zeros(3), torch.ones(3), 0.5, 1e-5, "published"),
     ],
+    "_backward_": lambda: [
+        (values(*IMAGES), values(*IMAGES, seed=1), None, values(3), saved(), None, [True, True, True, False]),
+        (channels_last(), channels_last(), values(*IMAGES, seed=2), values(3), saved(), "relu", [True] * 4),
+        (values(4, 3).t().contiguous().t(), None, None, None, saved(), None, [True, False, False, False]),
+    ],
     "_backward": lambda: [
         (leaf(*IMAGES), leaf(*IMAGES, seed=1), None, leaf(3), saved(), None, [True, True, True, False]),
         (leaf(*IMAGES), None, None, leaf(3), saved(), None, [True, False, True, False]),
@@ -120,7 +125,16 @@ SAMPLES = {
 }
 
 # Of numbers and words alone: nothing for opcheck to look at.
-WITHOUT_TENSORS = {"_check_options", "_scheduled_momentum", "_teacher_param_momentum", "_show_config"}
+WITHOUT_TENSORS = {
+    "_check_options",
+    "_kept_memory",
+    "_kept_memory_limit",
+    "_release_kept_memory",
+    "_scheduled_momentum",
+    "_set_kept_memory_limit",
+    "_show_config",
+    "_teacher_param_momentum",
+}
 
 
 def test_every_operator_has_a_sample_and_is_private():

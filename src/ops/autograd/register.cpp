@@ -6,6 +6,7 @@
 #include "ops/ops.h"
 
 #include <ATen/ATen.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -105,6 +106,24 @@ void save_for_backward(AutogradContext* ctx, const at::Tensor& x, const at::Tens
   Inputs::save(ctx, {&residual, &weight, &bias});
 }
 
+/// Whether dx may take dy's memory: an ordinary tensor that only the engine's call of this node refers to.
+bool nobody_else_holds(const at::Tensor& dy) {
+  return !at::GradMode::is_enabled() && dy.device().is_cpu() && dy.use_count() == 1 && !at::isTensorSubclassLike(dy) &&
+         dy.has_storage() && dy.storage().use_count() == 1 && dy.is_contiguous(dy.suggest_memory_format());
+}
+
+/// Gradients of x, weight, bias and residual, as far as output_mask wants them. dy may be overwritten.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalization_gradients(
+    const at::Tensor& dy, const at::Tensor& x, const at::Tensor& y, const at::Tensor& weight, const at::Tensor& saved,
+    MaybeWord activation, std::array<bool, 4> output_mask) {
+  if (!output_mask[0] || !nobody_else_holds(dy)) {
+    return ops::backward(dy, x, y, weight, saved, activation, output_mask);
+  }
+  at::Tensor dx = dy;
+  auto [dweight, dbias, dresidual] = ops::backward_(dx, x, y, weight, saved, activation, output_mask);
+  return {dx, dweight, dbias, dresidual};
+}
+
 /// Gradients of x, residual, weight and bias, in this order.
 variable_list gradients(AutogradContext* ctx, const at::Tensor& dy) {
   if (!dy.defined()) return {{}, {}, {}, {}};
@@ -115,10 +134,11 @@ variable_list gradients(AutogradContext* ctx, const at::Tensor& dy) {
   const bool weight = inputs.next_needs_gradient();
   const bool bias = inputs.next_needs_gradient();
   // Without an activation the residual's gradient is dy itself.
-  auto [dx, dweight, dbias, dresidual] = ops::backward(
+  const at::Tensor g = residual && !activation ? dy : at::Tensor();
+  auto [dx, dweight, dbias, dresidual] = normalization_gradients(
       dy, tensors[0], tensors[1], tensors[2], tensors[3], activation ? MaybeWord(*activation) : std::nullopt,
       {ctx->needs_input_grad(0), weight, bias, residual && activation.has_value()});
-  if (residual && !activation) dresidual = dy;
+  if (g.defined()) dresidual = g;
   return {dx, dresidual, dweight, dbias};
 }
 
@@ -217,8 +237,9 @@ struct FunctionalNode : Function<FunctionalNode> {
     Inputs inputs(ctx);
     const bool weight = inputs.next_needs_gradient();
     const bool bias = inputs.next_needs_gradient();
-    auto [dx, dweight, dbias, _] = ops::backward(dy[0], tensors[0], std::nullopt, tensors[1], tensors[2], std::nullopt,
-                                                 {ctx->needs_input_grad(0), weight, bias, false});
+    auto [dx, dweight, dbias, _] =
+        normalization_gradients(dy[0], tensors[0], at::Tensor(), tensors[1], tensors[2], std::nullopt,
+                                {ctx->needs_input_grad(0), weight, bias, false});
     return {dx, dweight, dbias, {}, {}, {}, {}};
   }
 };
@@ -322,6 +343,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
   return ops::backward(dy, x, y, weight, saved, activation, output_mask);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const MaybeTensor& x, const MaybeTensor& y,
+                                                         const MaybeTensor& weight, const at::Tensor& saved,
+                                                         MaybeWord activation, std::array<bool, 4> output_mask) {
+  TORCH_CHECK(!records(dy, {&x, &weight}) && !needs_composite(dy, {&x, &y, &weight}),
+              "_backward_ has no derivative; _backward has");
+  at::AutoDispatchBelowAutograd below;
+  return ops::backward_(dy, x, y, weight, saved, activation, output_mask);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, Autograd, m) {
@@ -330,6 +360,7 @@ TORCH_LIBRARY_IMPL(momentum_bn, Autograd, m) {
   m.impl("_forward_eval_", forward_eval_);
   m.impl("_forward_functional", forward_functional);
   m.impl("_backward", backward);
+  m.impl("_backward_", backward_);
   m.impl("_check_input", torch::CppFunction::makeFallthrough());
   m.impl("_check_parameters", torch::CppFunction::makeFallthrough());
   m.impl("_advance_schedule_", torch::CppFunction::makeFallthrough());

@@ -50,6 +50,15 @@ void forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor
   increment_version(x);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const MaybeTensor& x, const MaybeTensor& y,
+                                                         const MaybeTensor& weight, const at::Tensor& saved,
+                                                         MaybeWord activation, std::array<bool, 4> output_mask) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  auto result = ops::backward_(dy, x, y, weight, saved, activation, output_mask);
+  increment_version(dy);
+  return result;
+}
+
 void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
   at::AutoDispatchBelowADInplaceOrView below;
   ops::advance_schedule_(cur_iter, momentum, total_iters, schedule);
@@ -72,6 +81,7 @@ TORCH_LIBRARY_IMPL(momentum_bn, ADInplaceOrView, m) {
   m.impl("_forward_train", forward_train);
   m.impl("_forward_train_", forward_train_);
   m.impl("_forward_eval_", forward_eval_);
+  m.impl("_backward_", backward_);
   m.impl("_advance_schedule_", advance_schedule_);
   m.impl("_teacher_update_", teacher_update_);
 }

@@ -58,6 +58,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
   return normalize_backward(dy, x, y, weight, saved, activation_of(activation), output_mask);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const MaybeTensor& x, const MaybeTensor& y,
+                                                         const MaybeTensor& weight, const at::Tensor& saved,
+                                                         MaybeWord activation, std::array<bool, 4> output_mask) {
+  output_mask[0] = true;
+  auto [dx, dweight, dbias, dresidual] = backward(dy, x, y, weight, saved, activation, output_mask);
+  dy.copy_(dx);
+  return {dweight, dbias, dresidual};
+}
+
 void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
   check_total_iters(total_iters);
   advance_schedule(cur_iter, momentum, total_iters, schedule_of(schedule), {});
@@ -117,6 +126,7 @@ TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
   m.impl("_forward_eval_", forward_eval_);
   m.impl("_forward_functional", forward_functional);
   m.impl("_backward", backward);
+  m.impl("_backward_", backward_);
   m.impl("_advance_schedule_", advance_schedule_);
   m.impl("_teacher_update_", teacher_update_);
 }

@@ -5,7 +5,7 @@
 #include "ops/checks.h"
 #include "ops/composite/formulas.h"
 #include "ops/cpu/blend.h"
-#include "ops/cpu/huge_pages.h"
+#include "ops/cpu/kept_memory.h"
 #include "ops/cpu/parallel_for.h"
 #include "ops/inputs.h"
 #include "ops/ops.h"
@@ -38,13 +38,6 @@ at::Tensor dense(const MaybeTensor& tensor, at::MemoryFormat format) {
   return tensor && tensor->defined() ? tensor->contiguous(format) : at::Tensor();
 }
 
-/// A dense output for values like x's.
-at::Tensor fresh_output(const at::Tensor& x) {
-  auto y = empty_output(x);
-  advise_huge_pages(y);
-  return y;
-}
-
 at::Tensor empty_saved(const at::Tensor& x) {
   return at::empty({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
 }
@@ -57,8 +50,8 @@ struct Pass {
   bool relu;
 };
 
-/// Runs the forward kernels on x into y, which is dense in `format` and may be x.
-void run_forward(const at::Tensor& x, const at::Tensor& y, at::MemoryFormat format, const Pass& pass,
+/// Runs the forward kernels on x into y, which is dense in `format` and may be x. warm: see FreshOutput.
+void run_forward(const at::Tensor& x, const at::Tensor& y, bool warm, at::MemoryFormat format, const Pass& pass,
                  ChannelBlend& blend) {
   const auto dense_x = x.contiguous(format);
   const auto residual = dense(pass.residual, format);
@@ -69,6 +62,7 @@ void run_forward(const at::Tensor& x, const at::Tensor& y, at::MemoryFormat form
   args.residual = data_or_null(residual);
   args.y = y.data_ptr();
   args.relu = pass.relu;
+  args.stream = warm;
   args.parallel_for = parallel_for;
   blend.attach(args);
   kernels::table().forward(args);
@@ -85,11 +79,11 @@ bool overwrites_residual(const at::Tensor& x, const MaybeTensor& residual) {
 void run_forward_inplace(at::Tensor& x, const Pass& pass, ChannelBlend& blend) {
   const auto format = x.suggest_memory_format();
   if (x.is_contiguous(format) && !overwrites_residual(x, pass.residual)) {
-    return run_forward(x, x, format, pass, blend);
+    return run_forward(x, x, /*warm=*/false, format, pass, blend);
   }
-  const auto y = empty_output(x);
-  run_forward(x, y, format, pass, blend);
-  x.copy_(y);
+  const auto y = fresh_output(x);
+  run_forward(x, y.tensor, y.warm, format, pass, blend);
+  x.copy_(y.tensor);
 }
 
 Pass pass_of(const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias, const Config& config) {
@@ -104,11 +98,11 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
   const bool any = check_forward_train(x, residual, weight, bias, state);
-  auto y = fresh_output(x);
+  const auto [y, warm] = fresh_output(x);
   if (!any) return {y, zero_saved(x)};
   auto saved = empty_saved(x);
   StateBlend blend(x, weight, bias, saved, state, config);
-  run_forward(x, y, x.suggest_memory_format(), pass_of(residual, weight, bias, config), blend);
+  run_forward(x, y, warm, x.suggest_memory_format(), pass_of(residual, weight, bias, config), blend);
   blend.finish();
   return {y, saved};
 }
@@ -133,7 +127,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
     const MaybeTensor& running_var, double momentum, double eps, Word variance) {
   const auto variance_used = variance_of(variance);
   const bool any = check_forward_functional(x, weight, bias, running_mean, running_var, momentum, eps);
-  auto y = fresh_output(x);
+  const auto [y, warm] = fresh_output(x);
   const auto options = x.options().dtype(composite::accumulate_type(x.scalar_type()));
   auto b_mean = at::zeros({x.size(1)}, options);
   auto b_var = at::zeros({x.size(1)}, options);
@@ -141,23 +135,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
   auto saved = empty_saved(x);
   FunctionalBlend blend(x, weight, bias, saved, running_mean, running_var, {momentum, eps, variance_used}, b_mean,
                         b_var);
-  run_forward(x, y, x.suggest_memory_format(), {std::nullopt, weight, bias, false}, blend);
+  run_forward(x, y, warm, x.suggest_memory_format(), {std::nullopt, weight, bias, false}, blend);
   return {y, b_mean, b_var, saved};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& dy, const MaybeTensor& x,
-                                                                    const MaybeTensor& y, const MaybeTensor& weight,
-                                                                    const at::Tensor& saved, MaybeWord activation,
-                                                                    std::array<bool, 4> output_mask) {
+/// Runs the backward kernels; dx is undefined where it is not wanted, else dense like dy, or dy itself. Returns dweight,
+/// dbias and dresidual.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy, const FreshOutput& dx,
+                                                            const MaybeTensor& x, const MaybeTensor& y,
+                                                            const MaybeTensor& weight, const at::Tensor& saved,
+                                                            MaybeWord activation, std::array<bool, 4> output_mask) {
   const auto format = dy.suggest_memory_format();
-  const auto accumulate = composite::accumulate_type(dy.scalar_type());
-  const int64_t channels = dy.size(1);
   const bool relu = activation_of(activation) == Activation::ReLU;
-  at::Tensor dx = output_mask[0] ? fresh_output(dy) : at::Tensor();
-  at::Tensor dresidual = output_mask[3] ? fresh_output(dy) : at::Tensor();
-  at::Tensor dweight = output_mask[1] ? at::zeros({channels}, weight->options()) : at::Tensor();
-  at::Tensor dbias = output_mask[2] ? at::zeros({channels}, dy.options().dtype(accumulate)) : at::Tensor();
-  if (dy.numel() == 0) return {dx, dweight, dbias, dresidual};
+  const FreshOutput dresidual = output_mask[3] ? fresh_output(dy) : FreshOutput{at::Tensor(), dx.warm};
+  at::Tensor dweight = output_mask[1] ? at::empty({dy.size(1)}, weight->options()) : at::Tensor();
+  at::Tensor dbias = output_mask[2] ? at::empty({dy.size(1)}, saved.options()) : at::Tensor();
+  if (dy.numel() == 0) {
+    for (const auto& sums : {dweight, dbias}) {
+      if (sums.defined()) sums.zero_();
+    }
+    return {dweight, dbias, dresidual.tensor};
+  }
 
   const auto dense_dy = dy.contiguous(format);
   const auto dense_x = output_mask[1] ? dense(x, format) : at::Tensor();
@@ -168,15 +166,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
   args.dy = dense_dy.const_data_ptr();
   args.x = data_or_null(dense_x);
   args.y = data_or_null(dense_y);
-  args.dx = dx.defined() ? dx.data_ptr() : nullptr;
-  args.dresidual = dresidual.defined() ? dresidual.data_ptr() : nullptr;
+  args.dx = dx.tensor.defined() ? dx.tensor.data_ptr() : nullptr;
+  args.dresidual = dresidual.tensor.defined() ? dresidual.tensor.data_ptr() : nullptr;
+  args.stream = dx.warm && dresidual.warm;
   args.parallel_for = parallel_for;
   BackwardCoefficients coefficients(saved, weight);
   coefficients.attach(args);
   kernels::table().backward(args);
   if (dweight.defined()) coefficients.write_dweight(dweight);
   if (dbias.defined()) coefficients.write_dbias(dbias);
-  return {dx, dweight, dbias, dresidual};
+  return {dweight, dbias, dresidual.tensor};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& dy, const MaybeTensor& x,
+                                                                    const MaybeTensor& y, const MaybeTensor& weight,
+                                                                    const at::Tensor& saved, MaybeWord activation,
+                                                                    std::array<bool, 4> output_mask) {
+  const FreshOutput dx = output_mask[0] ? fresh_output(dy) : FreshOutput{at::Tensor(), true};
+  auto [dweight, dbias, dresidual] = run_backward(dy, dx, x, y, weight, saved, activation, output_mask);
+  return {dx.tensor, dweight, dbias, dresidual};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const MaybeTensor& x, const MaybeTensor& y,
+                                                         const MaybeTensor& weight, const at::Tensor& saved,
+                                                         MaybeWord activation, std::array<bool, 4> output_mask) {
+  check_writable(dy);
+  const bool dense_already = dy.is_contiguous(dy.suggest_memory_format());
+  const FreshOutput dx = dense_already ? FreshOutput{dy, false} : fresh_output(dy);
+  auto result = run_backward(dy, dx, x, y, weight, saved, activation, output_mask);
+  if (!dense_already) dy.copy_(dx.tensor);
+  return result;
 }
 
 void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
@@ -209,6 +228,7 @@ TORCH_LIBRARY_IMPL(momentum_bn, CPU, m) {
   m.impl("_forward_train_", forward_train_);
   m.impl("_forward_functional", forward_functional);
   m.impl("_backward", backward);
+  m.impl("_backward_", backward_);
   m.impl("_advance_schedule_", advance_schedule_);
   m.impl("_teacher_update_", teacher_update_);
 }
