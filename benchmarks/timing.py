@@ -39,6 +39,5 @@ def _timed(call: Call, repeats: int) -> float:
 
 
 def _repeats(call: Call, seconds: float) -> int:
-    if _timed(call, 1) > 10 * seconds:  # so slow even when first called that it will not be short
-        return 1
+    call()  # what is done but once, such as starting threads, must not count
     return max(1, int(seconds / max(_timed(call, 1), 1e-7)))

@@ -70,6 +70,24 @@ void ChannelArray::write_back() const {
   if (tensor_) tensor_->copy_(copy_);
 }
 
+Doubles::Memory& Doubles::kept() {
+  static thread_local Memory memory;
+  return memory;
+}
+
+Doubles::Doubles(int64_t size) : memory_(std::move(kept().doubles)), size_(kept().size) {
+  kept().size = 0;
+  if (size_ >= size) return;
+  memory_.reset(new double[static_cast<size_t>(size)]);
+  size_ = size;
+}
+
+Doubles::~Doubles() {
+  if (size_ > kKept) return;
+  kept().doubles = std::move(memory_);
+  kept().size = size_;
+}
+
 ChannelBlend::ChannelBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
                            const at::Tensor& saved, double eps, Variance variance)
     : accumulate_(saved.scalar_type()),

@@ -37,18 +37,27 @@ class ChannelArray {
   at::Tensor copy_;
 };
 
-/// Uninitialised memory for `size` doubles; few of them cost no allocation.
+/// Uninitialised memory for `size` doubles. Each thread keeps what its last call used, up to kKept, for the next one: as
+/// much as some thousand channels take, the system would map and unmap at each call.
 class Doubles {
  public:
-  explicit Doubles(int64_t size) {
-    if (size > kInline) allocated_.reset(new double[static_cast<size_t>(size)]);
-  }
-  double* get() { return allocated_ ? allocated_.get() : inline_; }
+  explicit Doubles(int64_t size);
+  ~Doubles();
+  Doubles(const Doubles&) = delete;
+  Doubles& operator=(const Doubles&) = delete;
+
+  double* get() { return memory_.get(); }
 
  private:
-  static constexpr int64_t kInline = 1024;
-  alignas(64) double inline_[kInline];
-  std::unique_ptr<double[]> allocated_;
+  struct Memory {
+    std::unique_ptr<double[]> doubles;
+    int64_t size = 0;
+  };
+  static constexpr int64_t kKept = 64 * 1024;
+  static Memory& kept();
+
+  std::unique_ptr<double[]> memory_;
+  int64_t size_;
 };
 
 /// What all forward passes share: statistics in, coefficients out.
