@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 import momentum_bn
 
-from . import names, optional_operators
+from . import names, operators
 from .cases import Case
 from .peers import PublishedBatchNorm, published_formulas
 from .timing import Call
 from .workload import Workload
 
 TOTAL_ITERS = 10**9  # so far from its end, the schedule changes nothing that is timed
-NOT_IN_THIS_BUILD = "this build has no such operator"
 
 
 def forward_workload(case: Case, compiled: bool) -> Workload:
@@ -44,12 +43,6 @@ def forward_workload(case: Case, compiled: bool) -> Workload:
         names.TORCH_RELU: lambda: torch_layer(x).relu_(),
         names.PUBLISHED: lambda: published(x),
     }
-    absent = {}
-    ours_into_out = optional_operators.forward_into(out, x, layer.weight, layer.bias)
-    if ours_into_out is None:
-        absent[names.OURS_REUSED] = NOT_IN_THIS_BUILD
-    else:
-        calls[names.OURS_REUSED] = ours_into_out
     peers = _compiled_peers(case) if compiled else {}
     calls |= {name: partial(model, x) for name, model in peers.items()}
     return Workload(
@@ -59,7 +52,6 @@ def forward_workload(case: Case, compiled: bool) -> Workload:
         with_grad=False,
         calls=calls,
         may_fail=set(peers),
-        absent=absent,
         written=lambda: [out, rectified, overwritten],
     )
 
@@ -82,13 +74,8 @@ def training_workload(case: Case, compiled: bool) -> Workload:
 
     calls: dict[str, Call] = {names.COPY: lambda: out.copy_(dy)}
     calls |= {name: training(model) for name, model in (models | peers).items()}
-    calls[names.OURS_BACKWARD_FRESH] = optional_operators.backward_fresh(dy, x.detach())
-    absent = {}
-    over_dy = optional_operators.backward_over(overwritten, x.detach())
-    if over_dy is None:
-        absent[names.OURS_BACKWARD_OVER_DY] = NOT_IN_THIS_BUILD
-    else:
-        calls[names.OURS_BACKWARD_OVER_DY] = over_dy
+    calls[names.OURS_BACKWARD_FRESH] = operators.backward_fresh(dy, x.detach())
+    calls[names.OURS_BACKWARD_OVER_DY] = operators.backward_over(overwritten, x.detach())
     return Workload(
         case.name,
         names.TRAINING,
@@ -96,7 +83,6 @@ def training_workload(case: Case, compiled: bool) -> Workload:
         with_grad=True,
         calls=calls,
         may_fail=set(peers),
-        absent=absent,
         written=lambda: [out, overwritten],
     )
 

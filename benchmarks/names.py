@@ -15,7 +15,6 @@ OURS_INPLACE = "ours, in place"
 OURS_INPLACE_RELU = "ours, in place + relu"
 OURS_INPLACE_RESIDUAL_RELU = "ours, in place + residual + relu"
 OURS_FRESH = "ours, fresh output"
-OURS_REUSED = "ours, reused output"
 OURS_BACKWARD_FRESH = "ours, backward alone, fresh dx"
 OURS_BACKWARD_OVER_DY = "ours, backward alone, dx over dy"
 

@@ -23,7 +23,6 @@ class Workload:
         with_grad: whether the calls record graphs.
         calls: what is timed, in this order, by name.
         may_fail: names of calls that are reported rather than fatal where they fail (compilers do).
-        absent: why a call is not there, by name.
         written: the tensors that the calls write again and again, and which must stay ordinary numbers.
     """
 
@@ -33,7 +32,6 @@ class Workload:
     with_grad: bool
     calls: dict[str, Call]
     may_fail: set[str] = field(default_factory=set)
-    absent: dict[str, str] = field(default_factory=dict)
     written: Callable[[], Iterable[Tensor]] = tuple
 
 
@@ -43,7 +41,7 @@ def time_workload(workload: Workload, rounds: int, seconds_per_call: float = 0.0
     Raises:
         ArithmeticError: the calls have left values whose arithmetic is slower than that of others, or means nothing.
     """
-    absent = dict(workload.absent)
+    absent = {}
     with torch.set_grad_enabled(workload.with_grad):
         calls = dict(workload.calls)
         for name in workload.may_fail:

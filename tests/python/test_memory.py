@@ -1,4 +1,4 @@
-"""The memory of large results: kept up to a limit, reused, given back; gradients that nobody else holds, overwritten."""
+"""The memory of large results: kept up to a limit, reused, given back. Gradients that nobody else holds: overwritten."""
 
 import gc
 import os

@@ -52,8 +52,8 @@ struct ForwardArgs {
   ParallelFor parallel_for;
 };
 
-/// With g = dy, or if y is given dy but 0 where y <= 0: dx = g * scale, dresidual = g, sum_g = sum(g), sum_gx = sum(g * (x -
-/// center)).
+/// With g = dy, or if y is given dy but 0 where y <= 0: dx = g * scale, dresidual = g, sum_g = sum(g), sum_gx = sum(g *
+/// (x - center)).
 struct BackwardArgs {
   Type type;
   Shape shape;

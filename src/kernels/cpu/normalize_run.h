@@ -14,9 +14,7 @@ struct Coefficients {
   Pack<T> shift;
 
   Coefficients(Accumulate<T> center, Accumulate<T> scale, Accumulate<T> shift)
-      : center(Pack<T>::all(center)),
-        scale(Pack<T>::all(scale)),
-        shift(Pack<T>::all(shift)) {}
+      : center(Pack<T>::all(center)), scale(Pack<T>::all(scale)), shift(Pack<T>::all(shift)) {}
 
   Pack<T> apply(const Pack<T>& x) const { return normalized(x, center, scale, shift); }
 };

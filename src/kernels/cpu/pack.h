@@ -145,7 +145,8 @@ struct Pack {
     for (int i = 0; i < kRegisters; ++i) p.v[i] = at::vec::fmadd(a.v[i], b.v[i], c.v[i]);
     return p;
   }
-  /// (x - center) * scale + shift with the same bits for every instruction set: fused for float, in two steps for double.
+  /// (x - center) * scale + shift with the same bits for every instruction set: fused for float, in two steps for
+  /// double.
   friend Pack normalized(const Pack& x, const Pack& center, const Pack& scale, const Pack& shift) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) {
@@ -180,7 +181,8 @@ struct Pack {
     // No such instruction. The product is exact in double.
     V result;
     for (int64_t i = 0; i < V::size(); ++i) {
-      result[static_cast<int>(i)] = static_cast<float>(static_cast<double>(a[i]) * static_cast<double>(b[i]) + static_cast<double>(c[i]));
+      result[static_cast<int>(i)] =
+          static_cast<float>(static_cast<double>(a[i]) * static_cast<double>(b[i]) + static_cast<double>(c[i]));
     }
     return result;
 #else

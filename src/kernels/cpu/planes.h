@@ -40,7 +40,8 @@ class PlanePieces {
     size_ = divide_up(divide_up(inner_, pieces_per_plane_), 64) * 64;
     pieces_per_plane_ = divide_up(inner_, size_);
     count_ = pieces_per_plane_ * divide_up(planes_, planes_per_piece_);
-    segments_ = shape.channels >= kEnoughChannels ? 1 : std::min(count_, divide_up(2 * kEnoughChannels, shape.channels));
+    segments_ =
+        shape.channels >= kEnoughChannels ? 1 : std::min(count_, divide_up(2 * kEnoughChannels, shape.channels));
   }
 
   Piece operator[](int64_t i) const {
@@ -91,7 +92,8 @@ struct Segment {
   }
 
   RunSums<T> sums() const {
-    return RunSums<T>(first_shift<Accumulate<T>>(end() - begin(), [&](int64_t i) { return x[pieces[begin() + i].offset]; }));
+    return RunSums<T>(
+        first_shift<Accumulate<T>>(end() - begin(), [&](int64_t i) { return x[pieces[begin() + i].offset]; }));
   }
 
   RunSums<T> sums_around(Accumulate<T> shift) const {
@@ -256,7 +258,7 @@ void planes_backward(const BackwardArgs& args) {
     const int64_t channel = task / segments;
     const int64_t segment = task % segments;
     BackwardRuns<T, mask(), input(), stream() && kStreams<T>> runs(static_cast<const A*>(args.scale)[channel],
-                                                    static_cast<const A*>(args.center)[channel]);
+                                                                   static_cast<const A*>(args.center)[channel]);
     for (int64_t i = pieces.segment_begin(segment); i < pieces.segment_begin(segment + 1); ++i) {
       const Piece piece = pieces[i];
       BackwardPointers<T> pointers(args);

@@ -40,14 +40,16 @@ class ScratchStack {
   size_t used_ = 0;
 };
 
-/// Where an array begins within a page of 4 KB: `quarter` quarters of it after `values`, in whole cache lines. A read waits
-/// for an earlier write to an address with the same last 12 bits; arrays that are walked through together with the
-/// values are kept a quarter of a page apart from them and from each other.
+/// Where an array begins within a page of 4 KB: `quarter` quarters of it after `values`, in whole cache lines. A read
+/// waits for an earlier write to an address with the same last 12 bits; arrays that are walked through together with
+/// the values are kept a quarter of a page apart from them and from each other.
 struct Apart {
   const void* values;
   int quarter;
 
-  size_t offset_in_page() const { return (reinterpret_cast<uintptr_t>(values) + static_cast<size_t>(quarter) * 1024) % kPage / 64 * 64; }
+  size_t offset_in_page() const {
+    return (reinterpret_cast<uintptr_t>(values) + static_cast<size_t>(quarter) * 1024) % kPage / 64 * 64;
+  }
 
   static constexpr size_t kPage = 4096;
 };

@@ -18,8 +18,8 @@ kernels::Type kernel_type(at::ScalarType dtype);
 /// cur_iter += 1 and the momentum that belongs to it.
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule);
 
-/// A tensor (C) as the kernels take it: dense and in their accumulate type. Undefined, also where there is none or it is
-/// empty: null.
+/// A tensor (C) as the kernels take it: dense and in their accumulate type. Undefined, also where there is none or it
+/// is empty: null.
 class ChannelArray {
  public:
   ChannelArray() = default;
@@ -37,8 +37,8 @@ class ChannelArray {
   at::Tensor copy_;
 };
 
-/// Uninitialised memory for `size` doubles. Each thread keeps what its last call used, up to kKept, for the next one: as
-/// much as some thousand channels take, the system would map and unmap at each call.
+/// Uninitialised memory for `size` doubles. Each thread keeps what its last call used, up to kKept, for the next one:
+/// as much as some thousand channels take, the system would map and unmap at each call.
 class Doubles {
  public:
   explicit Doubles(int64_t size);

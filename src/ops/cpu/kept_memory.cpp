@@ -25,8 +25,8 @@ namespace {
 constexpr size_t kAlwaysFresh = 32 * 1024 * 1024;
 constexpr int64_t kDefaultLimit = int64_t{1} << 30;
 
-/// Where the system leaves huge pages to the program (Linux, transparent_hugepage=madvise). Advice only: where it fails,
-/// memory comes in small pages as before.
+/// Where the system leaves huge pages to the program (Linux, transparent_hugepage=madvise). Advice only: where it
+/// fails, memory comes in small pages as before.
 void advise_huge_pages(void* memory, size_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kHugePage = 2 * 1024 * 1024;

@@ -139,8 +139,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
   return {y, b_mean, b_var, saved};
 }
 
-/// Runs the backward kernels; dx is undefined where it is not wanted, else dense like dy, or dy itself. Returns dweight,
-/// dbias and dresidual.
+/// Runs the backward kernels; dx is undefined where it is not wanted, else dense like dy, or dy itself. Returns
+/// dweight, dbias and dresidual.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy, const FreshOutput& dx,
                                                             const MaybeTensor& x, const MaybeTensor& y,
                                                             const MaybeTensor& weight, const at::Tensor& saved,
