@@ -1,4 +1,4 @@
-"""The memory of large results: kept up to a limit, reused, given back. Gradients that nobody else holds: overwritten."""
+"""The memory of large results is kept, reused and given back; gradients that nobody else holds are overwritten."""
 
 import gc
 import os

@@ -107,13 +107,19 @@ class RunSums {
   using P = Pack<T>;
   using V = typename P::V;
   static constexpr int kPacks = 4 / P::kRegisters;
+  /// So many values are added up in four registers of the accumulate type: 64 in each lane.
+  static constexpr int64_t kMost = 64 * 4 * V::size();
 
  public:
   explicit RunSums(A shift) : shift_(shift) {}
 
-  /// Takes n values in. They are few enough for the accumulate type: some thousands. `ahead` values on from each,
-  /// memory is asked for.
-  void add(const T* x, int64_t n, int64_t ahead) { shift_ == 0 ? add<false>(x, n, ahead) : add<true>(x, n, ahead); }
+  /// Takes n values in. `ahead` values on from each, memory is asked for.
+  void add(const T* x, int64_t n, int64_t ahead) {
+    for (int64_t i = 0; i < n; i += kMost) {
+      const int64_t part = std::min(kMost, n - i);
+      shift_ == 0 ? add<false>(x + i, part, ahead) : add<true>(x + i, part, ahead);
+    }
+  }
 
   A shift() const { return shift_; }
 
