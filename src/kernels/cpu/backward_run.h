@@ -39,12 +39,25 @@ class BackwardRuns {
   using P = Pack<T>;
   using V = typename P::V;
   static constexpr int kPacks = 4 / P::kRegisters;
+  /// So many values are added up in four registers of the accumulate type: 64 in each lane.
+  static constexpr int64_t kMost = 64 * 4 * V::size();
 
  public:
   BackwardRuns(A scale, A center) : scale_(P::all(scale)), center_(P::all(center)) {}
 
-  /// Takes n values in, some thousands at most. `ahead` values on from each, memory is asked for.
-  void add(const BackwardPointers<T>& p, int64_t n, int64_t ahead) {
+  /// Takes n values in. `ahead` values on from each, memory is asked for.
+  void add(BackwardPointers<T> pointers, int64_t n, int64_t ahead) {
+    for (int64_t i = 0; i < n; i += kMost) {
+      add_some(pointers, std::min(kMost, n - i), ahead);
+      pointers.advance(kMost);
+    }
+  }
+
+  /// sum(g) and sum(g * (x - center))
+  Sums get() const { return {g_.sum(), gx_.sum()}; }
+
+ private:
+  void add_some(const BackwardPointers<T>& p, int64_t n, int64_t ahead) {
     V g_sum[4] = {V(0), V(0), V(0), V(0)};
     V gx_sum[4] = {V(0), V(0), V(0), V(0)};
     const auto take = [&](int pack, const P& g, const P& gx) {
@@ -90,10 +103,6 @@ class BackwardRuns {
     if constexpr (kInput) gx_.add((gx_sum[0] + gx_sum[1]) + (gx_sum[2] + gx_sum[3]));
   }
 
-  /// sum(g) and sum(g * (x - center))
-  Sums get() const { return {g_.sum(), gx_.sum()}; }
-
- private:
   P scale_;
   P center_;
   DoubleLanes<A> g_;

@@ -234,16 +234,10 @@ void first_shifts(const ColumnPlan& plan, const T* x, int64_t channels, Accumula
     }
     return;
   }
-  // Row by row, for the compiler's vectors.
-  const int64_t taken = samples(count);
-  std::fill_n(shifts, channels, A(0));
-  for (int64_t i = 0; i < taken; ++i) {
-    const T* row = x + count * i / taken * plan.columns;
-    for (int64_t k = 0; k < channels; ++k) shifts[k] += static_cast<A>(row[k]);
-  }
+  const T* rows[kSamples];
+  for (int64_t i = 0; i < kSamples; ++i) rows[i] = x + count * i / kSamples * plan.columns;
   for (int64_t k = 0; k < channels; ++k) {
-    const A mean = shifts[k] / static_cast<A>(taken);
-    shifts[k] = std::isfinite(mean) ? mean : 0;
+    shifts[k] = mean_of_samples<A>([&](int64_t i) { return static_cast<A>(rows[i][k]); });
   }
 }
 

@@ -7,10 +7,10 @@
 #include <limits>
 
 // Mean and sum of squared deviations of a channel. What is summed is x - shift and its square, in the accumulate type
-// over some values and in double over all. The shift is the mean of a few values, of 2^k so that inputs whose sums are
-// exact give the same bits in whatever order they are added. Where it turns out to lie far from the mean, in units of
-// the deviation, the sums are formed again around the mean: nothing is ever squared that is much larger than the
-// deviation. Parts of a channel are merged in double (Chan, Golub, LeVeque 1979).
+// over some values and in double over all. The shift is the mean of eight values, a power of 2 so that inputs whose
+// sums are exact give the same bits in whatever order they are added. Where it turns out to lie far from the mean, in
+// units of the deviation, the sums are formed again around the mean: nothing is ever squared that is much larger than
+// the deviation. Parts of a channel are merged in double (Chan, Golub, LeVeque 1979).
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
@@ -49,17 +49,21 @@ inline Moments moments_of(const Sums& sums, double shift, double count) {
   return {count, shift + mean, std::max(0.0, sums.second - sums.first * mean)};
 }
 
-/// Of how many of `count` values the first shift is the mean.
-inline int64_t samples(int64_t count) { return count >= 8 ? 8 : count >= 4 ? 4 : count >= 2 ? 2 : 1; }
+/// Of so many values the first shift is the mean.
+constexpr int64_t kSamples = 8;
 
-/// The shift to begin with, value(i) being the i-th of `count` values.
+/// Added in pairs, so that of equal values the sum is exact.
+template <typename A, typename Value>
+A mean_of_samples(const Value& value) {
+  const A sum = ((value(0) + value(1)) + (value(2) + value(3))) + ((value(4) + value(5)) + (value(6) + value(7)));
+  const A mean = sum / static_cast<A>(kSamples);
+  return std::isfinite(mean) ? mean : 0;
+}
+
+/// The shift to begin with, value(i) being the i-th of `count` values. Of fewer than kSamples some are taken again.
 template <typename A, typename Value>
 A first_shift(int64_t count, const Value& value) {
-  const int64_t taken = samples(count);
-  A sum = 0;
-  for (int64_t i = 0; i < taken; ++i) sum += static_cast<A>(value(count * i / taken));
-  const A mean = sum / static_cast<A>(taken);
-  return std::isfinite(mean) ? mean : 0;
+  return mean_of_samples<A>([&](int64_t i) { return static_cast<A>(value(count * i / kSamples)); });
 }
 
 /// One value after the other in double, for magnitudes whose squares the accumulate type does not hold.

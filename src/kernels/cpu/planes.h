@@ -7,17 +7,21 @@
 #include "kernels/cpu/parallel.h"
 
 #include <memory>
+#include <vector>
 
-// [outer][channels][inner] with long planes. One channel at a time, so that its second read comes from the cache; and
-// while a channel is normalised piece by piece, the next one is summed up, so that memory is never idle. Where there
-// are few channels each is split into a number of segments that depends on the shape alone, merged in order: the same
-// bits for any number of threads.
+// [outer][channels][inner] with long planes. One group of channels at a time, so that its second read comes from the
+// cache; and while a group is normalised piece by piece, the next one is summed up, so that memory is never idle. Where
+// there are few channels each is split into a number of segments that depends on the shape alone, merged in order: the
+// same bits for any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
 /// A piece of a channel takes about this many bytes: it stays in the first-level cache, and few enough values are
 /// added up in one register lane.
 constexpr int64_t kPieceBytes = 16 * 1024;
+/// A group of neighbouring channels takes at most about this many bytes: with the next one it fits the second-level
+/// cache, and the longer the runs of memory, the faster they are read.
+constexpr int64_t kGroupBytes = 400 * 1024;
 /// From so many channels on, a channel is a task of its own.
 constexpr int64_t kEnoughChannels = 32;
 
@@ -34,7 +38,9 @@ class PlanePieces {
   PlanePieces(const Shape& shape, int64_t element_size)
       : stride_(shape.channels * shape.inner), inner_(shape.inner), planes_(shape.outer) {
     const int64_t values = kPieceBytes / element_size;
-    planes_per_piece_ = std::max<int64_t>(1, values / inner_);
+    const int64_t channel_bytes = shape.values_per_channel() * element_size;
+    group_ = std::clamp<int64_t>(std::min(kGroupBytes / channel_bytes, values / inner_), 1, kEnoughChannels / 4);
+    planes_per_piece_ = std::max<int64_t>(1, values / (inner_ * group_));
     pieces_per_plane_ = divide_up(inner_, values);
     // In whole cache lines.
     size_ = divide_up(divide_up(inner_, pieces_per_plane_), 64) * 64;
@@ -54,6 +60,7 @@ class PlanePieces {
   int64_t to_next(int64_t i) const { return i + 1 < count_ ? (*this)[i + 1].offset - (*this)[i].offset : 0; }
 
   int64_t stride() const { return stride_; }  // from plane to plane
+  int64_t group() const { return group_; }    // channels
   int64_t segments() const { return segments_; }
   int64_t segment_begin(int64_t segment) const { return count_ * segment / segments_; }
   double values(int64_t segment) const {
@@ -69,6 +76,7 @@ class PlanePieces {
   int64_t stride_;
   int64_t inner_;
   int64_t planes_;
+  int64_t group_;
   int64_t planes_per_piece_;
   int64_t pieces_per_plane_;
   int64_t size_;
@@ -180,32 +188,55 @@ class PlanesForward {
     }
   }
 
-  /// Whole channels: sums up the first; then normalises each while it sums up the next.
+  /// Whole channels: sums up the first group; then normalises each while it sums up the next.
   void pipeline(int64_t begin, int64_t end) const {
-    const auto first = segment(begin, 0);
-    RunSums<T> sums = first.sums_around(first.sums().shift());
-    for (int64_t channel = begin; channel < end; ++channel) {
-      finish(channel, segment(channel, 0).moments(sums));
-      if (channel + 1 == end) {
-        normalize(channel, 0);
-        break;
+    const int64_t last_piece = pieces_.segment_begin(1);
+    std::vector<RunSums<T>> sums = first_sums(begin, end);
+    for (int64_t i = 0; i < last_piece; ++i) add_piece(sums, begin, i, pieces_.to_next(i));
+    std::vector<Coefficients<T>> coefficients;
+    for (int64_t group = begin; group < end; group += pieces_.group()) {
+      coefficients.clear();
+      for (size_t k = 0; k < sums.size(); ++k) {
+        const int64_t channel = group + static_cast<int64_t>(k);
+        finish(channel, segment(channel, 0).moments(sums[k]));
+        coefficients.push_back(coefficients_of(channel));
       }
-      const auto coefficients = coefficients_of(channel);
-      const auto next = segment(channel + 1, 0);
-      sums = next.sums();
-      for (int64_t i = next.begin(); i < next.end(); ++i) {
-        // While this piece is written, the next channel's next one is on its way.
-        normalize_piece(channel, i, coefficients, args_.shape.inner + pieces_.to_next(i));
-        next.add_piece(sums, i, 0);
+      const int64_t next = group + pieces_.group();
+      sums = first_sums(next, end);
+      const int64_t to_next_group = next < end ? pieces_.group() * args_.shape.inner : 0;
+      for (int64_t i = 0; i < last_piece; ++i) {
+        // While this piece is written, the next group's next one is on its way.
+        normalize_piece(coefficients, group, i, to_next_group + pieces_.to_next(i));
+        add_piece(sums, next, i, 0);
       }
     }
     if constexpr (kStream) streaming_done();
   }
 
+  /// Empty sums for the channels of the group from `channel` on; none where that is `end`.
+  std::vector<RunSums<T>> first_sums(int64_t channel, int64_t end) const {
+    std::vector<RunSums<T>> sums;
+    const int64_t group_end = std::min(channel + pieces_.group(), end);
+    for (; channel < group_end; ++channel) sums.push_back(segment(channel, 0).sums());
+    return sums;
+  }
+
+  void add_piece(std::vector<RunSums<T>>& sums, int64_t group, int64_t i, int64_t ahead) const {
+    const Piece piece = pieces_[i];
+    const T* x = static_cast<const T*>(args_.x) + group * args_.shape.inner + piece.offset;
+    for (int64_t p = 0; p < piece.planes; ++p, x += pieces_.stride()) {
+      const T* of_channel = x;
+      for (auto& channel_sums : sums) {
+        channel_sums.add(of_channel, piece.n, ahead);
+        of_channel += args_.shape.inner;
+      }
+    }
+  }
+
   void normalize(int64_t channel, int64_t index) const {
-    const auto coefficients = coefficients_of(channel);
+    const std::vector<Coefficients<T>> coefficients = {coefficients_of(channel)};
     for (int64_t i = pieces_.segment_begin(index); i < pieces_.segment_begin(index + 1); ++i) {
-      normalize_piece(channel, i, coefficients, pieces_.to_next(i));
+      normalize_piece(coefficients, channel, i, pieces_.to_next(i));
     }
   }
 
@@ -214,15 +245,19 @@ class PlanesForward {
             static_cast<const A*>(args_.shift)[channel]};
   }
 
-  void normalize_piece(int64_t channel, int64_t i, const Coefficients<T>& coefficients, int64_t ahead) const {
+  void normalize_piece(const std::vector<Coefficients<T>>& coefficients, int64_t group, int64_t i,
+                       int64_t ahead) const {
     const Piece piece = pieces_[i];
-    const int64_t first = channel * args_.shape.inner + piece.offset;
+    const int64_t first = group * args_.shape.inner + piece.offset;
     for (int64_t p = 0; p < piece.planes; ++p) {
-      const int64_t offset = first + p * pieces_.stride();
-      const T* x = static_cast<const T*>(args_.x) + offset;
-      const T* residual = kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr;
-      normalize_run<T, kResidual, kRelu, kStream>(x, residual, static_cast<T*>(args_.y) + offset, piece.n, coefficients,
-                                                  ahead);
+      int64_t offset = first + p * pieces_.stride();
+      for (const auto& of_channel : coefficients) {
+        const T* x = static_cast<const T*>(args_.x) + offset;
+        const T* residual = kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr;
+        T* y = static_cast<T*>(args_.y) + offset;
+        normalize_run<T, kResidual, kRelu, kStream>(x, residual, y, piece.n, of_channel, ahead);
+        offset += args_.shape.inner;
+      }
     }
   }
 
@@ -247,48 +282,105 @@ void planes_forward(const ForwardArgs& args, bool with_statistics) {
   });
 }
 
-template <typename T>
-void planes_backward(const BackwardArgs& args) {
+template <typename T, bool kMask, bool kInput, bool kStream>
+class PlanesBackward {
   using A = Accumulate<T>;
-  const PlanePieces pieces(args.shape, sizeof(T));
-  const int64_t segments = pieces.segments();
-  const int64_t tasks = args.shape.channels * segments;
-  const std::unique_ptr<Sums[]> parts(new Sums[static_cast<size_t>(tasks)]);
-  const auto run = [&](auto mask, auto input, auto stream, int64_t task) {
-    const int64_t channel = task / segments;
-    const int64_t segment = task % segments;
-    BackwardRuns<T, mask(), input(), stream() && kStreams<T>> runs(static_cast<const A*>(args.scale)[channel],
-                                                                   static_cast<const A*>(args.center)[channel]);
-    for (int64_t i = pieces.segment_begin(segment); i < pieces.segment_begin(segment + 1); ++i) {
-      const Piece piece = pieces[i];
-      BackwardPointers<T> pointers(args);
-      pointers.advance(channel * args.shape.inner + piece.offset);
-      for (int64_t p = 0; p < piece.planes; ++p) {
-        runs.add(pointers, piece.n, pieces.to_next(i));
-        pointers.advance(pieces.stride());
+  using Runs = BackwardRuns<T, kMask, kInput, kStream>;
+
+ public:
+  PlanesBackward(const BackwardArgs& args, const PlanePieces& pieces) : args_(args), pieces_(pieces) {}
+
+  void run() const {
+    const int64_t channels = args_.shape.channels;
+    if (pieces_.segments() > 1) return run_segments();
+    parallel(args_.parallel_for, channels, args_.shape.values(), [&](int64_t begin, int64_t end) {
+      for (int64_t channel = begin; channel < end; channel += kChannelsAtOnce) {
+        run_channels(channel, std::min(channel + kChannelsAtOnce, end));
+      }
+      if constexpr (kStream) streaming_done();
+    });
+  }
+
+ private:
+  /// So many channels' sums stay near.
+  static constexpr int64_t kChannelsAtOnce = 256;
+  /// How far in advance memory is asked for, where all is read in its order.
+  static constexpr int64_t kAhead = 4 * 1024 / static_cast<int64_t>(sizeof(T));
+
+  Runs runs_of(int64_t channel) const {
+    return {static_cast<const A*>(args_.scale)[channel], static_cast<const A*>(args_.center)[channel]};
+  }
+
+  void write(int64_t channel, const Sums& sums) const {
+    args_.sum_g[channel] = sums.first;
+    args_.sum_gx[channel] = sums.second;
+  }
+
+  /// Values are read once, so in the order of memory: all channels of an image, then the next one.
+  void run_channels(int64_t begin, int64_t end) const {
+    std::vector<Runs> runs;
+    runs.reserve(static_cast<size_t>(end - begin));
+    for (int64_t channel = begin; channel < end; ++channel) runs.push_back(runs_of(channel));
+    for (int64_t outer = 0; outer < args_.shape.outer; ++outer) {
+      BackwardPointers<T> pointers(args_);
+      pointers.advance(outer * pieces_.stride() + begin * args_.shape.inner);
+      for (auto& of_channel : runs) {
+        of_channel.add(pointers, args_.shape.inner, kAhead);
+        pointers.advance(args_.shape.inner);
       }
     }
-    parts[static_cast<size_t>(task)] = runs.get();
-  };
+    for (int64_t channel = begin; channel < end; ++channel)
+      write(channel, runs[static_cast<size_t>(channel - begin)].get());
+  }
+
+  void run_segments() const {
+    const int64_t segments = pieces_.segments();
+    const int64_t tasks = args_.shape.channels * segments;
+    const std::unique_ptr<Sums[]> parts(new Sums[static_cast<size_t>(tasks)]);
+    parallel(args_.parallel_for, tasks, args_.shape.values(), [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        parts[static_cast<size_t>(task)] = run_segment(task / segments, task % segments);
+      }
+      if constexpr (kStream) streaming_done();
+    });
+    for (int64_t channel = 0; channel < args_.shape.channels; ++channel) {
+      Sums sums = {0, 0};
+      for (int64_t s = 0; s < segments; ++s) {
+        const Sums& part = parts[static_cast<size_t>(channel * segments + s)];
+        sums.first += part.first;
+        sums.second += part.second;
+      }
+      write(channel, sums);
+    }
+  }
+
+  Sums run_segment(int64_t channel, int64_t segment) const {
+    Runs runs = runs_of(channel);
+    for (int64_t i = pieces_.segment_begin(segment); i < pieces_.segment_begin(segment + 1); ++i) {
+      const Piece piece = pieces_[i];
+      BackwardPointers<T> pointers(args_);
+      pointers.advance(channel * args_.shape.inner + piece.offset);
+      for (int64_t p = 0; p < piece.planes; ++p) {
+        runs.add(pointers, piece.n, pieces_.to_next(i));
+        pointers.advance(pieces_.stride());
+      }
+    }
+    return runs.get();
+  }
+
+  const BackwardArgs& args_;
+  const PlanePieces& pieces_;
+};
+
+template <typename T>
+void planes_backward(const BackwardArgs& args) {
+  const PlanePieces pieces(args.shape, sizeof(T));
   const bool streams = args.stream && (!args.dx || can_stream_planes<T>(args.dx, args.shape)) &&
                        (!args.dresidual || can_stream_planes<T>(args.dresidual, args.shape));
   with_flags(args.y != nullptr, args.x != nullptr, [&](auto mask, auto input) {
-    with_flag(streams, [&](auto stream) {
-      parallel(args.parallel_for, tasks, args.shape.values(), [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) run(mask, input, stream, task);
-        if constexpr (stream()) streaming_done();
-      });
-    });
+    with_flag(streams,
+              [&](auto stream) { PlanesBackward<T, mask(), input(), stream() && kStreams<T>>(args, pieces).run(); });
   });
-  for (int64_t channel = 0; channel < args.shape.channels; ++channel) {
-    args.sum_g[channel] = 0;
-    args.sum_gx[channel] = 0;
-    for (int64_t s = 0; s < segments; ++s) {
-      const Sums& part = parts[static_cast<size_t>(channel * segments + s)];
-      args.sum_g[channel] += part.first;
-      args.sum_gx[channel] += part.second;
-    }
-  }
 }
 
 }  // namespace momentum_bn::kernels::CPU_CAPABILITY
