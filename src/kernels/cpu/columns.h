@@ -28,18 +28,18 @@ constexpr int64_t kRowsPerChunk = 64;
 constexpr int64_t kBlockColumns = 512;
 constexpr int64_t kAlignedColumns = 64;
 /// A block of columns may take this many bytes over all rows, to be read again from the cache.
-constexpr int64_t kBlockBytes = 512 * 1024;
+constexpr int64_t kBlockBytes = int64_t{512} * 1024;
 /// Below this many rows blocks of columns are tasks even where each channel is one column.
 constexpr int64_t kFewRows = 128;
 /// A segment of rows is worth this many values.
-constexpr int64_t kSegmentValues = 128 * 1024;
+constexpr int64_t kSegmentValues = int64_t{128} * 1024;
 constexpr int64_t kMostSegments = 64;
 /// So many channels' totals are a task.
 constexpr int64_t kChannelsTogether = 512;
 /// From this many bytes on values are taken to come from memory, which is then asked for them in advance.
-constexpr int64_t kBeyondCaches = 16 * 1024 * 1024;
+constexpr int64_t kBeyondCaches = int64_t{16} * 1024 * 1024;
 /// How far in advance, where rows follow each other.
-constexpr int64_t kAheadBytes = 4 * 1024;
+constexpr int64_t kAheadBytes = int64_t{4} * 1024;
 
 struct ColumnPlan {
   ColumnPlan(const Shape& s, int64_t element_size)

@@ -109,7 +109,7 @@ template <typename T>
 class RunSums {
   using A = Accumulate<T>;
   using P = Pack<T>;
-  using V = typename P::V;
+  using V = P::V;
   static constexpr int kPacks = 4 / P::kRegisters;
   /// So many values are added up in four registers of the accumulate type: 64 in each lane.
   static constexpr int64_t kMost = 64 * 4 * V::size();

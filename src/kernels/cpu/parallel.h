@@ -7,7 +7,7 @@
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
 /// Below this many values a second thread costs more than it brings.
-constexpr int64_t kSerialBelow = 16 * 1024;
+constexpr int64_t kSerialBelow = int64_t{16} * 1024;
 
 /// run(begin, end) over parts of [0, tasks), which together touch `values` values.
 template <typename Run>

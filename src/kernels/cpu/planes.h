@@ -18,10 +18,10 @@ namespace momentum_bn::kernels::CPU_CAPABILITY {
 
 /// A piece of a channel takes about this many bytes: it stays in the first-level cache, and few enough values are
 /// added up in one register lane.
-constexpr int64_t kPieceBytes = 16 * 1024;
+constexpr int64_t kPieceBytes = int64_t{16} * 1024;
 /// A group of neighbouring channels takes at most about this many bytes: with the next one it fits the second-level
 /// cache, and the longer the runs of memory, the faster they are read.
-constexpr int64_t kGroupBytes = 400 * 1024;
+constexpr int64_t kGroupBytes = int64_t{400} * 1024;
 /// From so many channels on, a channel is a task of its own.
 constexpr int64_t kEnoughChannels = 32;
 
@@ -305,7 +305,7 @@ class PlanesBackward {
   /// So many channels' sums stay near.
   static constexpr int64_t kChannelsAtOnce = 256;
   /// How far in advance memory is asked for, where all is read in its order.
-  static constexpr int64_t kAhead = 4 * 1024 / static_cast<int64_t>(sizeof(T));
+  static constexpr int64_t kAhead = int64_t{4} * 1024 / static_cast<int64_t>(sizeof(T));
 
   Runs runs_of(int64_t channel) const {
     return {static_cast<const A*>(args_.scale)[channel], static_cast<const A*>(args_.center)[channel]};

@@ -14,7 +14,7 @@ namespace momentum_bn::kernels::CPU_CAPABILITY {
 /// thread ends, at most kBytes.
 class ScratchStack {
  public:
-  static constexpr size_t kBytes = 512 * 1024;
+  static constexpr size_t kBytes = size_t{512} * 1024;
   static constexpr std::align_val_t kAlignment{64};
 
   /// Null where there is not enough left.

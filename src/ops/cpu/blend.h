@@ -53,7 +53,7 @@ class Doubles {
     std::unique_ptr<double[]> doubles;
     int64_t size = 0;
   };
-  static constexpr int64_t kKept = 64 * 1024;
+  static constexpr int64_t kKept = int64_t{64} * 1024;
   static Memory& kept();
 
   std::unique_ptr<double[]> memory_;

@@ -22,14 +22,14 @@ namespace cpu {
 namespace {
 
 /// From this size on glibc maps an allocation afresh, whatever its dynamic threshold has grown to.
-constexpr size_t kAlwaysFresh = 32 * 1024 * 1024;
+constexpr size_t kAlwaysFresh = size_t{32} * 1024 * 1024;
 constexpr int64_t kDefaultLimit = int64_t{1} << 30;
 
 /// Where the system leaves huge pages to the program (Linux, transparent_hugepage=madvise). Advice only: where it
 /// fails, memory comes in small pages as before.
 void advise_huge_pages(void* memory, size_t bytes) {
 #ifdef __linux__
-  constexpr uintptr_t kHugePage = 2 * 1024 * 1024;
+  constexpr uintptr_t kHugePage = uintptr_t{2} * 1024 * 1024;
   const auto begin = reinterpret_cast<uintptr_t>(memory);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t last = (begin + bytes) / kHugePage * kHugePage;
