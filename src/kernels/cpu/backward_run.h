@@ -39,17 +39,15 @@ class BackwardRuns {
   using P = Pack<T>;
   using V = P::V;
   static constexpr int kPacks = 4 / P::kRegisters;
-  /// So many values are added up in four registers of the accumulate type: 64 in each lane.
-  static constexpr int64_t kMost = 64 * 4 * V::size();
 
  public:
   BackwardRuns(A scale, A center) : scale_(P::all(scale)), center_(P::all(center)) {}
 
   /// Takes n values in. `ahead` values on from each, memory is asked for.
   void add(BackwardPointers<T> pointers, int64_t n, int64_t ahead) {
-    for (int64_t i = 0; i < n; i += kMost) {
-      add_some(pointers, std::min(kMost, n - i), ahead);
-      pointers.advance(kMost);
+    for (int64_t i = 0; i < n; i += kMostAtOnce<T>) {
+      add_some(pointers, std::min(kMostAtOnce<T>, n - i), ahead);
+      pointers.advance(kMostAtOnce<T>);
     }
   }
 

@@ -1,15 +1,10 @@
 #include "kernels/cpu/dispatch.h"
 
+#include "kernels/cpu/tables.h"
+
 #include <ATen/Version.h>
 
 namespace momentum_bn::kernels {
-
-// One per object library of CMakeLists.txt.
-const KernelTable& table_DEFAULT();
-#ifdef MOMENTUM_BN_X86_KERNELS
-const KernelTable& table_AVX2();
-const KernelTable& table_AVX512();
-#endif
 
 namespace {
 

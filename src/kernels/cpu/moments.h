@@ -104,6 +104,10 @@ class DoubleLanes {
   double lanes_[V::size()] = {};
 };
 
+/// So many values are added up in four registers of the accumulate type before these are emptied: 64 in each lane.
+template <typename T>
+constexpr int64_t kMostAtOnce = 64 * 4 * at::vec::Vectorized<Accumulate<T>>::size();
+
 /// Sums over runs of consecutive values.
 template <typename T>
 class RunSums {
@@ -111,21 +115,22 @@ class RunSums {
   using P = Pack<T>;
   using V = P::V;
   static constexpr int kPacks = 4 / P::kRegisters;
-  /// So many values are added up in four registers of the accumulate type: 64 in each lane.
-  static constexpr int64_t kMost = 64 * 4 * V::size();
 
  public:
   explicit RunSums(A shift) : shift_(shift) {}
 
   /// Takes n values in. `ahead` values on from each, memory is asked for.
   void add(const T* x, int64_t n, int64_t ahead) {
-    for (int64_t i = 0; i < n; i += kMost) {
-      const int64_t part = std::min(kMost, n - i);
+    for (int64_t i = 0; i < n; i += kMostAtOnce<T>) {
+      const int64_t part = std::min(kMostAtOnce<T>, n - i);
       shift_ == 0 ? add<false>(x + i, part, ahead) : add<true>(x + i, part, ahead);
     }
+    count_ += n;
   }
 
   A shift() const { return shift_; }
+  /// Values taken in.
+  double count() const { return static_cast<double>(count_); }
 
   Sums get() const { return {first_.sum(), second_.sum()}; }
 
@@ -158,6 +163,7 @@ class RunSums {
   }
 
   A shift_;
+  int64_t count_ = 0;
   DoubleLanes<A> first_;
   DoubleLanes<A> second_;
 };

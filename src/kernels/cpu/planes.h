@@ -7,6 +7,7 @@
 #include "kernels/cpu/parallel.h"
 
 #include <memory>
+#include <span>
 #include <vector>
 
 // [outer][channels][inner] with long planes. One group of channels at a time, so that its second read comes from the
@@ -60,17 +61,10 @@ class PlanePieces {
   int64_t to_next(int64_t i) const { return i + 1 < count_ ? (*this)[i + 1].offset - (*this)[i].offset : 0; }
 
   int64_t stride() const { return stride_; }  // from plane to plane
+  int64_t inner() const { return inner_; }    // from channel to channel
   int64_t group() const { return group_; }    // channels
   int64_t segments() const { return segments_; }
   int64_t segment_begin(int64_t segment) const { return count_ * segment / segments_; }
-  double values(int64_t segment) const {
-    double sum = 0;
-    for (int64_t i = segment_begin(segment); i < segment_begin(segment + 1); ++i) {
-      const Piece piece = (*this)[i];
-      sum += static_cast<double>(piece.planes * piece.n);
-    }
-    return sum;
-  }
 
  private:
   int64_t stride_;
@@ -84,6 +78,19 @@ class PlanePieces {
   int64_t segments_;
 };
 
+/// Takes piece i of neighbouring channels, of which the first begins at x, into their sums, in the order of memory.
+template <typename T>
+void add_piece(const PlanePieces& pieces, int64_t i, const T* x, std::span<RunSums<T>> sums, int64_t ahead) {
+  const Piece piece = pieces[i];
+  for (int64_t p = 0; p < piece.planes; ++p) {
+    const T* from = x + piece.offset + p * pieces.stride();
+    for (auto& of_channel : sums) {
+      of_channel.add(from, piece.n, ahead);
+      from += pieces.inner();
+    }
+  }
+}
+
 /// The values of one segment of one channel.
 template <typename T>
 struct Segment {
@@ -94,11 +101,6 @@ struct Segment {
   int64_t begin() const { return pieces.segment_begin(index); }
   int64_t end() const { return pieces.segment_begin(index + 1); }
 
-  void add_piece(RunSums<T>& sums, int64_t i, int64_t ahead) const {
-    const Piece piece = pieces[i];
-    for (int64_t p = 0; p < piece.planes; ++p) sums.add(x + piece.offset + p * pieces.stride(), piece.n, ahead);
-  }
-
   RunSums<T> sums() const {
     return RunSums<T>(
         first_shift<Accumulate<T>>(end() - begin(), [&](int64_t i) { return x[pieces[begin() + i].offset]; }));
@@ -106,7 +108,7 @@ struct Segment {
 
   RunSums<T> sums_around(Accumulate<T> shift) const {
     RunSums<T> sums(shift);
-    for (int64_t i = begin(); i < end(); ++i) add_piece(sums, i, pieces.to_next(i));
+    for (int64_t i = begin(); i < end(); ++i) add_piece<T>(pieces, i, x, {&sums, 1}, pieces.to_next(i));
     return sums;
   }
 
@@ -123,7 +125,7 @@ struct Segment {
 
   /// From complete sums, which are formed anew where they do not suffice.
   Moments moments(const RunSums<T>& complete) const {
-    const double count = pieces.values(index);
+    const double count = complete.count();
     Sums sums = complete.get();
     auto shift = complete.shift();
     if (!shift_is_near(sums, count)) {
@@ -164,9 +166,9 @@ class PlanesForward {
              });
   }
 
-  Segment<T> segment(int64_t channel, int64_t index) const {
-    return {pieces_, static_cast<const T*>(args_.x) + channel * args_.shape.inner, index};
-  }
+  const T* channel_of_x(int64_t channel) const { return static_cast<const T*>(args_.x) + channel * args_.shape.inner; }
+
+  Segment<T> segment(int64_t channel, int64_t index) const { return {pieces_, channel_of_x(channel), index}; }
 
   void finish(int64_t channel, const Moments& moments) const {
     args_.mean[channel] = moments.mean;
@@ -192,7 +194,7 @@ class PlanesForward {
   void pipeline(int64_t begin, int64_t end) const {
     const int64_t last_piece = pieces_.segment_begin(1);
     std::vector<RunSums<T>> sums = first_sums(begin, end);
-    for (int64_t i = 0; i < last_piece; ++i) add_piece(sums, begin, i, pieces_.to_next(i));
+    for (int64_t i = 0; i < last_piece; ++i) add_piece<T>(pieces_, i, channel_of_x(begin), sums, pieces_.to_next(i));
     std::vector<Coefficients<T>> coefficients;
     for (int64_t group = begin; group < end; group += pieces_.group()) {
       coefficients.clear();
@@ -207,7 +209,7 @@ class PlanesForward {
       for (int64_t i = 0; i < last_piece; ++i) {
         // While this piece is written, the next group's next one is on its way.
         normalize_piece(coefficients, group, i, to_next_group + pieces_.to_next(i));
-        add_piece(sums, next, i, 0);
+        add_piece<T>(pieces_, i, channel_of_x(next), sums, 0);
       }
     }
     if constexpr (kStream) streaming_done();
@@ -221,22 +223,10 @@ class PlanesForward {
     return sums;
   }
 
-  void add_piece(std::vector<RunSums<T>>& sums, int64_t group, int64_t i, int64_t ahead) const {
-    const Piece piece = pieces_[i];
-    const T* x = static_cast<const T*>(args_.x) + group * args_.shape.inner + piece.offset;
-    for (int64_t p = 0; p < piece.planes; ++p, x += pieces_.stride()) {
-      const T* of_channel = x;
-      for (auto& channel_sums : sums) {
-        channel_sums.add(of_channel, piece.n, ahead);
-        of_channel += args_.shape.inner;
-      }
-    }
-  }
-
   void normalize(int64_t channel, int64_t index) const {
-    const std::vector<Coefficients<T>> coefficients = {coefficients_of(channel)};
+    const Coefficients<T> coefficients = coefficients_of(channel);
     for (int64_t i = pieces_.segment_begin(index); i < pieces_.segment_begin(index + 1); ++i) {
-      normalize_piece(coefficients, channel, i, pieces_.to_next(i));
+      normalize_piece({&coefficients, 1}, channel, i, pieces_.to_next(i));
     }
   }
 
@@ -245,8 +235,7 @@ class PlanesForward {
             static_cast<const A*>(args_.shift)[channel]};
   }
 
-  void normalize_piece(const std::vector<Coefficients<T>>& coefficients, int64_t group, int64_t i,
-                       int64_t ahead) const {
+  void normalize_piece(std::span<const Coefficients<T>> coefficients, int64_t group, int64_t i, int64_t ahead) const {
     const Piece piece = pieces_[i];
     const int64_t first = group * args_.shape.inner + piece.offset;
     for (int64_t p = 0; p < piece.planes; ++p) {

@@ -133,7 +133,7 @@ variable_list gradients(AutogradContext* ctx, const at::Tensor& dy) {
   const bool residual = inputs.next_needs_gradient();
   const bool weight = inputs.next_needs_gradient();
   const bool bias = inputs.next_needs_gradient();
-  // Without an activation the residual's gradient is dy itself.
+  // Without an activation the residual's gradient is dy itself; this second reference keeps it from being overwritten.
   const at::Tensor g = residual && !activation ? dy : at::Tensor();
   auto [dx, dweight, dbias, dresidual] = normalization_gradients(
       dy, tensors[0], tensors[1], tensors[2], tensors[3], activation ? MaybeWord(*activation) : std::nullopt,

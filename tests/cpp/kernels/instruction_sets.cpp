@@ -1,15 +1,8 @@
 #include "instruction_sets.h"
 
-namespace momentum_bn::kernels {
+#include "kernels/cpu/tables.h"
 
-// One per object library of the project's CMakeLists.txt.
-const KernelTable& table_DEFAULT();
-#ifdef MOMENTUM_BN_X86_KERNELS
-const KernelTable& table_AVX2();
-const KernelTable& table_AVX512();
-#endif
-
-namespace test {
+namespace momentum_bn::kernels::test {
 
 const std::vector<InstructionSet>& built_instruction_sets() {
   static const std::vector<InstructionSet> sets = {
@@ -30,5 +23,4 @@ void EveryKernel::SetUp() {
   if (!set.runs_here) GTEST_SKIP() << "this processor does not have " << set.name;
 }
 
-}  // namespace test
-}  // namespace momentum_bn::kernels
+}  // namespace momentum_bn::kernels::test
