@@ -117,9 +117,9 @@ class BackwardRuns {
 #pragma GCC unroll 4
       for (int r = 0; r < kRuns; ++r) {
         const BackwardPointers<T>& p = runs[static_cast<size_t>(r)];
-        prefetch_far(p.dy + i + kAhead);
-        if constexpr (kInput) prefetch_far(p.x + i + kAhead);
-        if constexpr (kMask) prefetch_far(p.y + i + kAhead);
+        prefetch(p.dy + i + kAhead);
+        if constexpr (kInput) prefetch(p.x + i + kAhead);
+        if constexpr (kMask) prefetch(p.y + i + kAhead);
         g[r] = read_pack<true>(registers, r, p, i);
       }
 #pragma GCC unroll 4

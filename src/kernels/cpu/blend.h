@@ -26,9 +26,10 @@ class ChannelBlend {
  private:
   void run() {
     const double* __restrict m2 = args_.m2 + begin_;
+    const double per_m2 = 1 / (args_.values_per_channel - 1);
     for (int64_t c = 0; c < count_; ++c) {
       mean_[c] = args_.mean[begin_ + c];
-      var_[c] = m2[c] / (args_.values_per_channel - 1);
+      var_[c] = m2[c] * per_m2;
     }
     write(args_.batch_mean, mean_);
     write(args_.batch_var, var_);
@@ -67,12 +68,12 @@ class ChannelBlend {
       return;
     }
     const double m = args_.momentum;
-    const double views = args_.views;
+    const double per_view = 1 / args_.views;
     A* __restrict running_mean = at<A>(args_.running_mean);
     A* __restrict running_var = at<A>(args_.running_var);
     for (int64_t c = 0; c < count_; ++c) {
-      const double of_mean = mean_[c] / views;
-      const double of_var = var_[c] / views * args_.running_factor;
+      const double of_mean = mean_[c] * per_view;
+      const double of_var = var_[c] * per_view * args_.running_factor;
       running_mean[c] = static_cast<A>(m * of_mean + (1 - m) * static_cast<double>(running_mean[c]));
       running_var[c] = static_cast<A>(m * of_var + (1 - m) * static_cast<double>(running_var[c]));
       mean_sum[c] = 0;

@@ -27,8 +27,6 @@ constexpr int64_t kBlockColumns = 512;
 constexpr int64_t kAlignedColumns = 64;
 /// A block of columns may take this many bytes over all rows, to be read again from the cache.
 constexpr int64_t kBlockBytes = int64_t{512} * 1024;
-/// Below this many rows blocks of columns are tasks even where each channel is one column.
-constexpr int64_t kFewRows = 128;
 /// A segment of rows is worth this many values.
 constexpr int64_t kSegmentValues = int64_t{128} * 1024;
 constexpr int64_t kMostSegments = 64;
@@ -46,8 +44,7 @@ struct ColumnPlan {
     const int64_t step = kAlignedColumns / std::gcd(kAlignedColumns, s.inner);
     const int64_t channels = std::min(divide_up(divide_up(kBlockColumns, s.inner), step) * step, s.channels);
     const bool fits = rows * channels * s.inner * element_size <= kBlockBytes;
-    const bool wide = s.inner > 1 || rows < kFewRows;
-    if (fits && wide && s.channels >= 4 * channels) {
+    if (fits && s.channels >= 4 * channels) {
       channels_per_block = channels;
       blocks = divide_up(s.channels, channels);
       return;
@@ -70,7 +67,7 @@ struct ColumnPlan {
   int64_t channels_per_block;
   int64_t blocks = 1;
   int64_t segments = 1;
-  bool far = false;  // rows follow each other and come from memory
+  bool far = false;   // rows follow each other and come from memory
   int64_t ahead = 0;  // values that are then asked for in advance, over all places
 };
 
@@ -232,7 +229,7 @@ class TileTotals {
       P second[2] = {P::load_wide(second_.get() + c), P::all(0)};
       for (int64_t row = 0; row < kRowsAtOnce; ++row) {
         const T* from = x + row * stride + c;
-        if constexpr (kFar) prefetch_far(from + ahead);
+        if constexpr (kFar) prefetch(from + ahead);
         const P d = load(from) - shift;
         first[row % 2] = first[row % 2] + d;
         second[row % 2] = multiply_add(d, d, second[row % 2]);
@@ -399,18 +396,19 @@ class TileNormalizer {
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
         if constexpr (kFar) {
-          prefetch_far(x + at - ahead);
-          if constexpr (kResidual) prefetch_far(residual + at - ahead);
+          prefetch(x + at - ahead);
+          if constexpr (kResidual) prefetch(residual + at - ahead);
         }
-        results[r] = finish(P::load_any_order(x + at), kResidual ? P::load_any_order(residual + at) : P(), center, scale, shift);
+        results[r] =
+            finish(P::load_any_order(x + at), kResidual ? P::load_any_order(residual + at) : P(), center, scale, shift);
       }
       for (int64_t r = 0; r < kRows; ++r) results[r].template store_any_order<kStream>(y + r * stride + c);
     }
     if (c == width) return;
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t at = r * stride + c;
-      finish(P::load_any_order(x + at, width - c), kResidual ? P::load_any_order(residual + at, width - c) : P(), center_.at(c),
-             scale_.at(c), shift_.at(c))
+      finish(P::load_any_order(x + at, width - c), kResidual ? P::load_any_order(residual + at, width - c) : P(),
+             center_.at(c), scale_.at(c), shift_.at(c))
           .store_any_order(y + at, width - c);
     }
   }
@@ -645,9 +643,9 @@ class TileBackward {
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
         if constexpr (kFar) {
-          prefetch_far(p.dy + at + ahead);
-          if constexpr (kInput) prefetch_far(p.x + at + ahead);
-          if constexpr (kMask) prefetch_far(p.y + at + ahead);
+          prefetch(p.dy + at + ahead);
+          if constexpr (kInput) prefetch(p.x + at + ahead);
+          if constexpr (kMask) prefetch(p.y + at + ahead);
         }
         g[r] = P::load_any_order(p.dy + at);
         if constexpr (kMask) {
@@ -678,7 +676,8 @@ class TileBackward {
     (P::load_wide(g_.get() + c) + g).store_wide(g_.get() + c);
     if constexpr (kInput) {
       // Sums beyond the end are never used.
-      multiply_add(g, P::load_any_order(p.x + at, count) - center_.at(c), P::load_wide(gx_.get() + c)).store_wide(gx_.get() + c);
+      multiply_add(g, P::load_any_order(p.x + at, count) - center_.at(c), P::load_wide(gx_.get() + c))
+          .store_wide(gx_.get() + c);
     }
     if (p.dresidual) g.store_any_order(p.dresidual + at, count);
     if (p.dx) (g * scale_.at(c)).store_any_order(p.dx + at, count);

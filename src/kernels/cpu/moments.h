@@ -201,7 +201,7 @@ class RunSums {
 #pragma GCC unroll 8
       for (int r = 0; r < kTogether; ++r) {
         const T* from = x[static_cast<size_t>(r)] + i;
-        prefetch_far(from + kAhead);
+        prefetch(from + kAhead);
         registers.template take<kShifted, true>(r, P::load_any_order(from));
       }
     }

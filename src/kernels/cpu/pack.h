@@ -46,11 +46,8 @@ inline void streaming_done() {
 
 inline bool can_stream_to(const void* to) { return reinterpret_cast<uintptr_t>(to) % sizeof(Bits) == 0; }
 
-/// Asks for the cache line of `address`, any address, to be brought into the first-level cache, for what is read next.
-inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
-
-/// Into the second-level cache, for what is read a while later.
-inline void prefetch_far(const void* address) { __builtin_prefetch(address, 0, 2); }
+/// Asks for the cache line of `address`, any address, to be brought into the second-level cache, for what is read soon.
+inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 /// As many values as a register of T holds, in Accumulate<T>: one register, or two for the 16-bit types.
 template <typename T>

@@ -10,10 +10,10 @@
 #include <span>
 #include <vector>
 
-// [outer][channels][inner] with long planes. A group of channels at a time, so that its second read comes from the cache.
-// A channel is read in several places at once, each in the order of memory: faster than in one. Where there are few
-// channels each is split into a number of segments that depends on the shape alone, merged in order: the same bits for
-// any number of threads.
+// [outer][channels][inner] with long planes. A group of channels at a time, so that its second read comes from the
+// cache. A channel is read in several places at once, each in the order of memory: faster than in one. Where there are
+// few channels each is split into a number of segments that depends on the shape alone, merged in order: the same bits
+// for any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
@@ -191,8 +191,10 @@ class PlanesForward {
   /// Whole channels.
   void run_channels(bool with_statistics) const {
     parallel(args_.parallel_for, args_.shape.channels, args_.shape.values(), [&](int64_t begin, int64_t end) {
-      for (int64_t channel = begin; channel < end; channel += pieces_.group()) {
-        const int64_t count = std::min(pieces_.group(), end - channel);
+      // Without statistics values are read once, so in the order of memory: all channels of an image after each other.
+      const int64_t group = with_statistics ? pieces_.group() : end - begin;
+      for (int64_t channel = begin; channel < end; channel += group) {
+        const int64_t count = std::min(group, end - channel);
         if (with_statistics) statistics(channel, count);
         normalize(channel, count, 0);
       }
