@@ -221,7 +221,8 @@ class TileTotals {
   template <bool kFar>
   void add_rows(const T* x, int64_t apart, int64_t width) {
     const int64_t stride = apart * plan_.columns;
-    const int64_t ahead = plan_.ahead / kRowsAtOnce;
+    // Neighbouring rows: those of the next step.
+    const int64_t ahead = kFar ? plan_.ahead / kRowsAtOnce : kRowsAtOnce * plan_.columns;
     const auto add_pack = [&](int64_t c, const auto& load) {
       const P shift = P::load_wide(shift_.get() + c);
       // In pairs, for shorter chains.
@@ -229,7 +230,7 @@ class TileTotals {
       P second[2] = {P::load_wide(second_.get() + c), P::all(0)};
       for (int64_t row = 0; row < kRowsAtOnce; ++row) {
         const T* from = x + row * stride + c;
-        if constexpr (kFar) prefetch(from + ahead);
+        prefetch(from + ahead);
         const P d = load(from) - shift;
         first[row % 2] = first[row % 2] + d;
         second[row % 2] = multiply_add(d, d, second[row % 2]);
@@ -631,7 +632,8 @@ class TileBackward {
     BackwardPointers<T> p = pointers_;
     p.advance(row * plan_.columns);
     const int64_t stride = apart * plan_.columns;
-    const int64_t ahead = plan_.ahead / kRows / 2;  // dy and x
+    // dy and x; of neighbouring rows those of the next step.
+    const int64_t ahead = kFar ? plan_.ahead / kRows / 2 : kRows * plan_.columns;
     int64_t c = 0;
     for (; c + P::kSize <= width_; c += P::kSize) {
       const P scale = scale_.at(c);
@@ -642,11 +644,9 @@ class TileBackward {
       P g[kRows];
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
-        if constexpr (kFar) {
-          prefetch(p.dy + at + ahead);
-          if constexpr (kInput) prefetch(p.x + at + ahead);
-          if constexpr (kMask) prefetch(p.y + at + ahead);
-        }
+        prefetch(p.dy + at + ahead);
+        if constexpr (kInput) prefetch(p.x + at + ahead);
+        if constexpr (kMask) prefetch(p.y + at + ahead);
         g[r] = P::load_any_order(p.dy + at);
         if constexpr (kMask) {
           g[r] = masked(P::load_any_order(p.y + at), g[r]);
