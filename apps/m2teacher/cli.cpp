@@ -3,7 +3,6 @@
 #include "benchmark/time_layers.h"
 #include "commands/evaluate.h"
 #include "commands/pretrain.h"
-#include "data/fashion_mnist.h"
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
@@ -45,9 +44,11 @@ CLI::Validator at_least(int64_t low) { return between(low, std::numeric_limits<i
 
 CLI::Validator share() { return between(0.0, 1.0); }
 
-void add_data(CLI::App& app, std::filesystem::path& data) {
-  data = kFashionMnistFolder;
-  app.add_option("--data", data, "Folder with Fashion-MNIST's four IDX files, .gz or not")->capture_default_str();
+void add_data(CLI::App& app, DataOptions& data) {
+  app.add_option_function<std::string>(
+         "--data", [&data](const std::string& text) { data.spec = parse_data_spec(text); },
+         "Images: idx:FOLDER with the four IDX files of the MNIST family, .gz or not")
+      ->default_str(to_string(data.spec));
 }
 
 void add_seed(CLI::App& app, uint64_t& seed) {
@@ -97,10 +98,13 @@ void add_recipe(CLI::App& app, PretrainOptions& recipe) {
                  "Fields per side of the grid that the encoder's output is averaged to")
       ->check(between(int64_t{1}, kMaxPool))
       ->capture_default_str();
-  app.add_option("--head-hidden", recipe.model.head_hidden, "Hidden units of projector and predictor")
+  app.add_option_function<int64_t>(
+         "--head-hidden",
+         [&recipe](int64_t units) { recipe.model.projector_hidden = recipe.model.predictor_hidden = units; },
+         "Hidden units of projector and predictor")
       ->check(between(int64_t{1}, kWidestLayer))
-      ->capture_default_str();
-  app.add_option("--head-out", recipe.model.head_out, "Outputs of projector and predictor")
+      ->default_str(std::to_string(recipe.model.projector_hidden));
+  app.add_option("--head-out", recipe.model.projector_out, "Outputs of projector and predictor")
       ->check(between(int64_t{1}, kWidestLayer))
       ->capture_default_str();
   add_seed(app, recipe.seed);

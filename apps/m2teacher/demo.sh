@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 OUT=${OUT:-runs/demo}
 BIN=${BIN:-build/bin/m2teacher}
 PYTHON=${PYTHON:-.venv/bin/python}
-data=(${DATA:+--data "$DATA"})
+data=(${DATA:+--data "idx:$DATA"})
 
 echo "== Training a student and its momentum teacher, without labels =="
 "$BIN" pretrain "${data[@]}" --out "$OUT"

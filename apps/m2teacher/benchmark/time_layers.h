@@ -2,13 +2,11 @@
 
 #include "training/pretrainer.h"
 
-#include <filesystem>
-
 namespace m2teacher {
 
 struct TimeLayersCommand {
-  std::filesystem::path data;
-  PretrainOptions recipe;
+  DataOptions data;
+  PretrainOptions recipe = fashion_mnist_recipe();
   int64_t rounds = 25;
 };
 

@@ -30,16 +30,18 @@ void add_module(Safetensors& contents, const std::string& prefix, const torch::n
 
 json settings(const Pretrainer& pretrainer) {
   const PretrainOptions& options = pretrainer.options();
-  return {{"in_channels", options.model.encoder.in_channels},
+  return {{"architecture", to_string(options.model.encoder.architecture)},
+          {"in_channels", options.model.encoder.in_channels},
           {"widths", options.model.encoder.widths},
           {"pool", options.model.encoder.pool},
-          {"head_hidden", options.model.head_hidden},
-          {"head_out", options.model.head_out},
-          {"steps", options.steps},
+          {"projector_hidden", options.model.projector_hidden},
+          {"predictor_hidden", options.model.predictor_hidden},
+          {"projector_out", options.model.projector_out},
+          {"steps", *options.steps},
           {"steps_done", pretrainer.steps_done()},
           {"batch_size", options.batch_size},
-          {"learning_rate", options.learning_rate},
-          {"warmup_steps", options.warmup_steps},
+          {"learning_rate", *options.learning_rate},
+          {"warmup_steps", *options.warmup_steps},
           {"sgd_momentum", options.sgd_momentum},
           {"weight_decay", options.weight_decay},
           {"param_momentum", options.param_momentum},
@@ -68,7 +70,9 @@ EncoderOptions encoder_options(const std::string& file, const Safetensors& conte
   if (!complete) {
     throw UserError(file + ": its metadata do not say how the encoder is built");
   }
-  return {.in_channels = found["in_channels"].get<int64_t>(),
+  return {.architecture = Architecture::Small,
+          .in_channels = found["in_channels"].get<int64_t>(),
+          .stem = std::nullopt,
           .widths = found["widths"].get<std::vector<int64_t>>(),
           .pool = found["pool"].get<int64_t>()};
 }

@@ -3,7 +3,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors.h"
 #include "data/augment.h"
-#include "data/fashion_mnist.h"
+#include "data/load_dataset.h"
 #include "error.h"
 #include "output/table.h"
 
@@ -23,19 +23,22 @@ constexpr int64_t kMoreLabels = 100;
 /// Images (N, C, H, W), uint8, to features (N, F).
 using Featuriser = std::function<at::Tensor(const at::Tensor& images)>;
 
-Featuriser featuriser(Encoder encoder) {
-  return [encoder](const at::Tensor& images) mutable { return encode(encoder, images); };
+Featuriser featuriser(Encoder encoder, const PixelStatistics& pixels) {
+  return [encoder, pixels](const at::Tensor& images) mutable { return encode(encoder, images, pixels); };
 }
 
-LabelledFeatures featurise(const ImageSet& set, const Featuriser& features) {
-  return {features(set.images), set.labels};
+LabelledFeatures featurise(const ImageSource& set, const Featuriser& features) {
+  return {features(images_in_memory(set)), set.labels()};
 }
 
 /// Both sets shifted and flipped, the test images by other random numbers than the training images.
 Dataset shifted(const Dataset& dataset, double shift, uint64_t seed) {
   Dataset out = dataset;
-  out.train.images = shift_and_flip(dataset.train.images, shift, 2 * seed);
-  out.test.images = shift_and_flip(dataset.test.images, shift, 2 * seed + 1);
+  const auto moved = [shift](const ImageSource& set, uint64_t draw) {
+    return std::make_shared<TensorSource>(shift_and_flip(images_in_memory(set), shift, draw), set.labels());
+  };
+  out.train = moved(*dataset.train, 2 * seed);
+  out.test = moved(*dataset.test, 2 * seed + 1);
   return out;
 }
 
@@ -52,12 +55,12 @@ std::vector<std::string> compare_row(const std::string& name, const Featuriser& 
                                      const Dataset& moved, uint64_t seed) {
   std::cerr << "evaluating: " << name << '\n';
   const int64_t classes = dataset.classes();
-  const LabelledFeatures train = featurise(dataset.train, features);
-  const LabelledFeatures test = featurise(dataset.test, features);
+  const LabelledFeatures train = featurise(*dataset.train, features);
+  const LabelledFeatures test = featurise(*dataset.test, features);
   std::vector<std::string> row = {name};
   row.push_back(format_number(knn_accuracy(test, train, classes), 1));
   row.push_back(
-      format_number(knn_accuracy(featurise(moved.test, features), featurise(moved.train, features), classes), 1));
+      format_number(knn_accuracy(featurise(*moved.test, features), featurise(*moved.train, features), classes), 1));
   for (const int64_t labels : {int64_t{0}, kFewLabels, kMoreLabels}) {
     row.push_back(format_number(probe_accuracy(train, test, classes, labels, seed), 1));
   }
@@ -67,25 +70,25 @@ std::vector<std::string> compare_row(const std::string& name, const Featuriser& 
 }  // namespace
 
 void run_knn(const KnnCommand& command) {
-  Dataset dataset = load_fashion_mnist(command.source.data);
-  const Featuriser features = featuriser(load_encoder(command.source.checkpoint, command.source.side));
-  if (command.options.neighbours > dataset.train.size()) {
+  Dataset dataset = load_dataset(command.source.data);
+  const Featuriser features = featuriser(load_encoder(command.source.checkpoint, command.source.side), dataset.pixels);
+  if (command.options.neighbours > dataset.train->size()) {
     throw UserError("--neighbours: " + std::to_string(command.options.neighbours) + " is more than the " +
-                    std::to_string(dataset.train.size()) + " training images");
+                    std::to_string(dataset.train->size()) + " training images");
   }
   if (command.shift > 0) {
     dataset = shifted(dataset, command.shift, command.seed);
   }
-  const double accuracy = knn_accuracy(featurise(dataset.test, features), featurise(dataset.train, features),
+  const double accuracy = knn_accuracy(featurise(*dataset.test, features), featurise(*dataset.train, features),
                                        dataset.classes(), command.options);
   std::cout << "kNN (k=" << command.options.neighbours << "): " << format_number(accuracy, 2) << " %\n";
 }
 
 void run_linear(const LinearCommand& command) {
-  const Dataset dataset = load_fashion_mnist(command.source.data);
-  const Featuriser features = featuriser(load_encoder(command.source.checkpoint, command.source.side));
-  const LabelledFeatures train = featurise(dataset.train, features);
-  const LabelledFeatures test = featurise(dataset.test, features);
+  const Dataset dataset = load_dataset(command.source.data);
+  const Featuriser features = featuriser(load_encoder(command.source.checkpoint, command.source.side), dataset.pixels);
+  const LabelledFeatures train = featurise(*dataset.train, features);
+  const LabelledFeatures test = featurise(*dataset.test, features);
   std::ostringstream lines;
   for (const int64_t labels : command.labels_per_class) {
     const double accuracy = probe_accuracy(train, test, dataset.classes(), labels, command.seed);
@@ -96,32 +99,32 @@ void run_linear(const LinearCommand& command) {
 }
 
 void run_compare(const CompareCommand& command) {
-  const Dataset dataset = load_fashion_mnist(command.data);
+  const Dataset dataset = load_dataset(command.data);
   const CheckpointInfo info = read_checkpoint_info(command.checkpoint);
   const Encoder student = load_encoder(command.checkpoint, BranchImpl::Side::Student);
   const Encoder teacher = load_encoder(command.checkpoint, BranchImpl::Side::Teacher);
-  const Encoder untrained = untrained_encoder(info.encoder, dataset.train.images, command.seed);
+  const Encoder untrained = untrained_encoder(info.encoder, images_in_memory(*dataset.train), dataset.pixels, command.seed);
   const Dataset moved = shifted(dataset, kDemoShift, command.seed);
 
   std::vector<std::vector<std::string>> rows = {
       {"accuracy on test images, %", "kNN", "kNN shifted", "linear", "10 labels", "100 labels"}};
   rows.push_back(compare_row("raw pixels", raw_pixels, dataset, moved, command.seed));
-  rows.push_back(compare_row("untrained encoder", featuriser(untrained), dataset, moved, command.seed));
-  rows.push_back(compare_row("trained student", featuriser(student), dataset, moved, command.seed));
-  rows.push_back(compare_row("trained teacher", featuriser(teacher), dataset, moved, command.seed));
+  rows.push_back(compare_row("untrained encoder", featuriser(untrained, dataset.pixels), dataset, moved, command.seed));
+  rows.push_back(compare_row("trained student", featuriser(student, dataset.pixels), dataset, moved, command.seed));
+  rows.push_back(compare_row("trained teacher", featuriser(teacher, dataset.pixels), dataset, moved, command.seed));
   std::cout << format_table(rows) << std::flush;
 }
 
 void run_neighbours(const NeighboursCommand& command) {
-  const Dataset dataset = load_fashion_mnist(command.source.data);
-  const Featuriser features = featuriser(load_encoder(command.source.checkpoint, command.source.side));
-  if (command.queries > dataset.test.size()) {
+  const Dataset dataset = load_dataset(command.source.data);
+  const Featuriser features = featuriser(load_encoder(command.source.checkpoint, command.source.side), dataset.pixels);
+  if (command.queries > dataset.test->size()) {
     throw UserError("--queries: " + std::to_string(command.queries) + " is more than the " +
-                    std::to_string(dataset.test.size()) + " test images");
+                    std::to_string(dataset.test->size()) + " test images");
   }
-  const at::Tensor queries = dataset.test.images.narrow(0, 0, command.queries);
-  const at::Tensor query_labels = dataset.test.labels.narrow(0, 0, command.queries);
-  const Neighbours nearest = nearest_neighbours(features(queries), features(dataset.train.images), command.neighbours);
+  const at::Tensor queries = images_in_memory(*dataset.test).narrow(0, 0, command.queries);
+  const at::Tensor query_labels = dataset.test->labels().narrow(0, 0, command.queries);
+  const Neighbours nearest = nearest_neighbours(features(queries), features(images_in_memory(*dataset.train)), command.neighbours);
   const auto beside = [&](const at::Tensor& query, const at::Tensor& train) {
     const at::Tensor found = train.index_select(0, nearest.index.flatten());
     std::vector<int64_t> shape = {command.queries, command.neighbours};
@@ -130,8 +133,8 @@ void run_neighbours(const NeighboursCommand& command) {
     return at::cat({query.unsqueeze(1), found.view(shape)}, 1);
   };
   write_safetensors(command.out, {.metadata = {},
-                                  .tensors = {{"images", beside(queries, dataset.train.images).squeeze(2)},
-                                              {"labels", beside(query_labels, dataset.train.labels)}}});
+                                  .tensors = {{"images", beside(queries, images_in_memory(*dataset.train)).squeeze(2)},
+                                              {"labels", beside(query_labels, dataset.train->labels())}}});
 }
 
 }  // namespace m2teacher

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "data/data_options.h"
 #include "eval/knn.h"
 #include "eval/linear.h"
 #include "models/branch.h"
@@ -11,7 +12,7 @@ namespace m2teacher {
 
 /// An encoder out of a checkpoint, and the images to try it on.
 struct EncoderSource {
-  std::filesystem::path data;
+  DataOptions data;
   std::filesystem::path checkpoint;
   BranchImpl::Side side = BranchImpl::Side::Teacher;
 };
@@ -36,7 +37,7 @@ struct LinearCommand {
 void run_linear(const LinearCommand& command);
 
 struct CompareCommand {
-  std::filesystem::path data;
+  DataOptions data;
   std::filesystem::path checkpoint;
   uint64_t seed = 0;
 };

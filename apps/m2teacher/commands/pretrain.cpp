@@ -1,7 +1,7 @@
 #include "commands/pretrain.h"
 
 #include "checkpoint/checkpoint.h"
-#include "data/fashion_mnist.h"
+#include "data/load_dataset.h"
 #include "error.h"
 #include "eval/knn.h"
 #include "output/atomic_file.h"
@@ -25,14 +25,15 @@ constexpr int64_t kProbeQueries = 500;
 /// Accuracy of the teacher as it stands, on the first images of either set.
 double quick_knn(const Pretrainer& pretrainer, const Dataset& dataset) {
   Branch teacher = pretrainer.teacher().model();
-  const auto part = [&](const ImageSet& set, int64_t count) -> LabelledFeatures {
+  const auto part = [&](const ImageSource& set, int64_t count) -> LabelledFeatures {
     count = std::min(count, set.size());
-    return {encode(teacher->encoder(), set.images.narrow(0, 0, count)), set.labels.narrow(0, 0, count)};
+    return {encode(teacher->encoder(), images_in_memory(set).narrow(0, 0, count), dataset.pixels),
+            set.labels().narrow(0, 0, count)};
   };
-  const LabelledFeatures bank = part(dataset.train, kProbeBank);
+  const LabelledFeatures bank = part(*dataset.train, kProbeBank);
   KnnOptions options;
   options.neighbours = std::min(options.neighbours, bank.features.size(0));
-  const double accuracy = knn_accuracy(part(dataset.test, kProbeQueries), bank, dataset.classes(), options);
+  const double accuracy = knn_accuracy(part(*dataset.test, kProbeQueries), bank, dataset.classes(), options);
   teacher->train();
   return accuracy;
 }
@@ -40,12 +41,13 @@ double quick_knn(const Pretrainer& pretrainer, const Dataset& dataset) {
 }  // namespace
 
 void run_pretrain(const PretrainCommand& command) {
-  const Dataset dataset = load_fashion_mnist(command.data);
-  Pretrainer pretrainer(command.recipe, dataset.train.images);
+  const Dataset dataset = load_dataset(command.data);
+  Pretrainer pretrainer(command.recipe,
+                        {.source = dataset.train, .pixels = dataset.pixels, .loader = command.data.loader});
   make_writable_folder(command.out);
   MetricsFile metrics(command.out / kMetricsFile);
 
-  const int64_t steps = command.recipe.steps;
+  const int64_t steps = pretrainer.total_steps();
   Progress progress(std::cerr, isatty(STDERR_FILENO) != 0, steps, command.recipe.batch_size);
   for (int64_t step = 1; step <= steps; ++step) {
     const StepReport report = pretrainer.step();

@@ -10,9 +10,9 @@ inline constexpr const char* kCheckpointFile = "checkpoint.safetensors";
 inline constexpr const char* kMetricsFile = "metrics.csv";
 
 struct PretrainCommand {
-  std::filesystem::path data;
+  DataOptions data;
   std::filesystem::path out;
-  PretrainOptions recipe;
+  PretrainOptions recipe = fashion_mnist_recipe();
   int64_t eval_every = 250;  ///< steps between two looks at the teacher's accuracy; 0: none
 };
 

@@ -36,12 +36,12 @@ at::Tensor resample(const at::Tensor& images, const at::Tensor& affine) {
 
 AugmentDraw draw_augmentations(int64_t count, const AugmentOptions& options, at::Generator& generator) {
   const at::Tensor area = uniform({count}, options.min_area, options.max_area, generator);
-  const at::Tensor aspect = uniform({count}, -options.log_aspect, options.log_aspect, generator).exp_();
+  const at::Tensor aspect = uniform({count}, -std::log(options.max_aspect), std::log(options.max_aspect), generator).exp_();
   const at::Tensor width = (area * aspect).sqrt_().clamp_max_(1);
   const at::Tensor height = (area / aspect).sqrt_().clamp_max_(1);
 
   at::Tensor affine = at::zeros({count, 2, 3});
-  affine.select(1, 0).select(1, 0).copy_(width * random_sign(count, options.flip_share, generator));
+  affine.select(1, 0).select(1, 0).copy_(width * random_sign(count, options.flip, generator));
   affine.select(1, 1).select(1, 1).copy_(height);
   // The crop stays inside the image, which spans [-1, 1].
   affine.select(1, 0).select(1, 2).copy_((1 - width).mul_(uniform({count}, -1, 1, generator)));
@@ -50,19 +50,18 @@ AugmentDraw draw_augmentations(int64_t count, const AugmentOptions& options, at:
   const std::initializer_list<int64_t> per_image = {count, 1, 1, 1};
   AugmentDraw draw;
   draw.affine = std::move(affine);
-  draw.gamma = uniform(per_image, -options.log_gamma, options.log_gamma, generator).exp_();
+  draw.gamma = uniform(per_image, -options.gamma, options.gamma, generator).exp_();
   draw.contrast = uniform(per_image, 1 - options.contrast, 1 + options.contrast, generator);
-  draw.brightness = uniform(per_image, -options.brightness, options.brightness, generator);
+  draw.brightness = uniform(per_image, 1 - options.brightness, 1 + options.brightness, generator);
   return draw;
 }
 
 at::Tensor apply_augmentations(const at::Tensor& images, const AugmentDraw& draw) {
   // Bilinear weights may sum to a little more than 1 and to less than 0, of which pow would make NaN.
   at::Tensor out = resample(images, draw.affine).clamp_(0, 1).pow_(draw.gamma);
+  out.mul_(draw.brightness);
   const at::Tensor mean = out.mean({1, 2, 3}, /*keepdim=*/true);
-  // (out - mean) * contrast + mean + brightness
-  const at::Tensor offset = mean.mul(1 - draw.contrast).add_(draw.brightness);
-  return out.mul_(draw.contrast).add_(offset);
+  return out.mul_(draw.contrast).add_(mean.mul_(1 - draw.contrast));
 }
 
 at::Tensor to_unit_range(const at::Tensor& images) { return images.to(at::kFloat).mul_(1.0 / 255); }

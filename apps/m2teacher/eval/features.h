@@ -1,6 +1,6 @@
 #pragma once
 
-#include "data/image_set.h"
+#include "data/image_source.h"
 #include "models/encoder.h"
 
 #include <ATen/core/Tensor.h>
@@ -16,13 +16,14 @@ struct LabelledFeatures {
 /// What the encoder makes of the images, in evaluation mode and without gradients.
 /// @param images  (N, C, H, W), uint8
 /// @return (N, F), float32
-at::Tensor encode(Encoder& encoder, const at::Tensor& images);
+at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatistics& pixels);
 
 /// The pixels themselves, in [0, 1]: (N, C * H * W).
 at::Tensor raw_pixels(const at::Tensor& images);
 
 /// An encoder with its initial weights, whose BatchNorm statistics were estimated on the images.
 /// @param images  (N, C, H, W), uint8
-Encoder untrained_encoder(const EncoderOptions& options, const at::Tensor& images, uint64_t seed);
+Encoder untrained_encoder(const EncoderOptions& options, const at::Tensor& images, const PixelStatistics& pixels,
+                          uint64_t seed);
 
 }  // namespace m2teacher

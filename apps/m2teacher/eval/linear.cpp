@@ -59,7 +59,7 @@ double linear_accuracy(const LabelledFeatures& train, const LabelledFeatures& te
   Probe probe(classes, features.size(1));
   Probe velocity(classes, features.size(1));
   for (int64_t step = 0; step < options.steps; ++step) {
-    const at::Tensor index = sampler.next();
+    const at::Tensor index = sampler.batch(step);
     const at::Tensor x = features.index_select(0, index);
     const at::Tensor labels = train.labels.index_select(0, index).unsqueeze(1);
     // Gradient of the mean cross entropy by the logits: (softmax - one hot) / batch.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "models/encoder_options.h"
 #include "models/normalisation.h"
 
 #include <torch/nn/modules/conv.h>
@@ -8,18 +9,6 @@
 #include <vector>
 
 namespace m2teacher {
-
-struct EncoderOptions {
-  int64_t in_channels = 1;
-  /// Channels of each stage; a stage is one basic residual block. The first keeps the resolution of the stem,
-  /// every further one halves it.
-  std::vector<int64_t> widths = {32, 64, 128};
-
-  /// The last stage's output is averaged over a grid of pool x pool fields: more than 1 keeps roughly where things are.
-  int64_t pool = 2;
-
-  int64_t features() const { return widths.back() * pool * pool; }
-};
 
 /// Two 3x3 convolutions around a shortcut (arXiv 1512.03385), under torchvision's names.
 class BasicBlockImpl : public torch::nn::Module {

@@ -1,5 +1,6 @@
 #include "training/loss.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/cosine_similarity.h>
 
 namespace m2teacher {

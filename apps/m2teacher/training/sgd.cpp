@@ -7,8 +7,10 @@ namespace m2teacher {
 
 Sgd::Sgd(const torch::nn::Module& module, double momentum, double weight_decay) : momentum_(momentum) {
   decayed_.weight_decay = weight_decay;
-  for (const at::Tensor& parameter : module.parameters()) {
+  for (const auto& item : module.named_parameters()) {
+    const at::Tensor& parameter = item.value();
     Group& group = parameter.dim() > 1 ? decayed_ : undecayed_;
+    group.names.push_back(item.key());
     group.parameters.push_back(parameter);
     group.velocities.push_back(at::zeros_like(parameter));
   }
@@ -27,9 +29,19 @@ void Sgd::step(double learning_rate) {
       parameter.mutable_grad().reset();
     }
     at::_fused_sgd_(parameters, gradients, group->velocities, group->weight_decay, momentum_, learning_rate,
-                    /*dampening=*/0, /*nesterov=*/false, /*maximize=*/false, first_step_);
+                    /*dampening=*/0, /*nesterov=*/false, /*maximize=*/false,
+                    /*is_first_step=*/false);
   }
-  first_step_ = false;
+}
+
+std::map<std::string, at::Tensor> Sgd::velocities() const {
+  std::map<std::string, at::Tensor> velocities;
+  for (const Group* group : {&decayed_, &undecayed_}) {
+    for (size_t i = 0; i < group->names.size(); ++i) {
+      velocities.emplace(group->names[i], group->velocities[i]);
+    }
+  }
+  return velocities;
 }
 
 }  // namespace m2teacher

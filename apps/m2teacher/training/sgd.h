@@ -3,6 +3,8 @@
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
 
+#include <map>
+#include <string>
 #include <vector>
 
 namespace m2teacher {
@@ -16,8 +18,12 @@ class Sgd {
   /// Takes a step along the gradients and drops them.
   void step(double learning_rate);
 
+  /// By the names of their parameters.
+  std::map<std::string, at::Tensor> velocities() const;
+
  private:
   struct Group {
+    std::vector<std::string> names;
     std::vector<at::Tensor> parameters;
     std::vector<at::Tensor> velocities;
     double weight_decay = 0;
@@ -26,7 +32,6 @@ class Sgd {
   Group decayed_;
   Group undecayed_;
   double momentum_;
-  bool first_step_ = true;
 };
 
 }  // namespace m2teacher

@@ -1,5 +1,7 @@
 #include "data/augment.h"
 
+#include "training/options.h"
+
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
@@ -45,13 +47,13 @@ at::Tensor oracle(const at::Tensor& image, const at::Tensor& affine, double gamm
       mean += value / static_cast<double>(height * width);
     }
   }
-  return (out - mean) * contrast + mean + brightness;
+  return ((out - mean) * contrast + mean) * brightness;
 }
 
 TEST(Augment, EqualsPixelByPixelOracle) {
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(3);
   const at::Tensor images = at::rand({6, 1, 9, 7}, generator, at::kFloat);
-  const AugmentDraw draw = draw_augmentations(6, {}, generator);
+  const AugmentDraw draw = draw_augmentations(6, fashion_mnist_recipe().augment, generator);
   const at::Tensor result = apply_augmentations(images, draw);
   ASSERT_EQ(result.sizes(), images.sizes());
   for (int64_t n = 0; n < 6; ++n) {
@@ -64,7 +66,7 @@ TEST(Augment, EqualsPixelByPixelOracle) {
 TEST(Augment, LeavesImagesAloneWhereNothingIsDrawn) {
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(1);
   const AugmentOptions none{
-      .min_area = 1, .max_area = 1, .log_aspect = 0, .flip_share = 0, .log_gamma = 0, .contrast = 0, .brightness = 0};
+      .min_area = 1, .max_area = 1, .max_aspect = 1, .flip = 0, .brightness = 0, .contrast = 0};
   const at::Tensor images = at::rand({4, 1, 28, 28}, generator, at::kFloat);
   const at::Tensor result = apply_augmentations(images, draw_augmentations(4, none, generator));
   EXPECT_LT((result - images).abs().max().item<double>(), 1e-5);
@@ -72,30 +74,30 @@ TEST(Augment, LeavesImagesAloneWhereNothingIsDrawn) {
 
 TEST(Augment, DrawsWithinTheRanges) {
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(5);
-  const AugmentOptions options;
+  const AugmentOptions options = fashion_mnist_recipe().augment;
   const int64_t count = 20000;
   const AugmentDraw draw = draw_augmentations(count, options, generator);
   const at::Tensor width = draw.affine.select(1, 0).select(1, 0);
   const at::Tensor height = draw.affine.select(1, 1).select(1, 1);
   const at::Tensor area = width.abs() * height;
-  EXPECT_GE(area.min().item<double>(), options.min_area * std::exp(-options.log_aspect / 2) - 1e-6);
+  EXPECT_GE(area.min().item<double>(), options.min_area * std::exp(-std::log(options.max_aspect) / 2) - 1e-6);
   EXPECT_LE(area.max().item<double>(), options.max_area + 1e-6);
-  EXPECT_NEAR(width.lt(0).to(at::kDouble).mean().item<double>(), options.flip_share, 0.02);
+  EXPECT_NEAR(width.lt(0).to(at::kDouble).mean().item<double>(), options.flip, 0.02);
   // The crop stays inside the image and reaches its border.
   const at::Tensor reach = draw.affine.select(1, 0).select(1, 2).abs() + width.abs();
   EXPECT_LE(reach.max().item<double>(), 1 + 1e-6);
   EXPECT_GT(reach.max().item<double>(), 0.99);
-  EXPECT_NEAR(draw.gamma.log().max().item<double>(), options.log_gamma, 0.01);
-  EXPECT_NEAR(draw.gamma.log().min().item<double>(), -options.log_gamma, 0.01);
+  EXPECT_NEAR(draw.gamma.log().max().item<double>(), options.gamma, 0.01);
+  EXPECT_NEAR(draw.gamma.log().min().item<double>(), -options.gamma, 0.01);
   EXPECT_NEAR(draw.contrast.min().item<double>(), 1 - options.contrast, 0.01);
   EXPECT_NEAR(draw.contrast.max().item<double>(), 1 + options.contrast, 0.01);
-  EXPECT_NEAR(draw.brightness.min().item<double>(), -options.brightness, 0.01);
+  EXPECT_NEAR(draw.brightness.min().item<double>(), 1 - options.brightness, 0.01);
 }
 
 TEST(Augment, SameSeedSameDraw) {
   const auto draw = [](uint64_t seed) {
     at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
-    return draw_augmentations(8, {}, generator);
+    return draw_augmentations(8, fashion_mnist_recipe().augment, generator);
   };
   EXPECT_TRUE(at::equal(draw(1).affine, draw(1).affine));
   EXPECT_TRUE(at::equal(draw(1).gamma, draw(1).gamma));

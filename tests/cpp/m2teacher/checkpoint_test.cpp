@@ -12,10 +12,12 @@ namespace {
 class Checkpoint : public testing::Test {
  protected:
   static PretrainOptions recipe() {
-    PretrainOptions options;
+    PretrainOptions options = fashion_mnist_recipe();
     options.model.encoder.widths = {8, 12};
-    options.model.head_hidden = 16;
-    options.model.head_out = 8;
+    options.model.projector_hidden = 16;
+    options.model.predictor_hidden = 16;
+    options.model.projector_out = 8;
+    options.warmup_steps = 1;
     options.steps = 3;
     options.batch_size = 8;
     return options;
@@ -38,7 +40,8 @@ class Checkpoint : public testing::Test {
   TemporaryFolder folder_;
   std::filesystem::path path_ = folder_ / "checkpoint.safetensors";
   at::Tensor images_ = bar_images(40);
-  Pretrainer pretrainer_{recipe(), images_};
+  PixelStatistics pixels_ = pixel_statistics(images_);
+  Pretrainer pretrainer_{recipe(), {.source = std::make_shared<TensorSource>(images_, at::Tensor()), .pixels = pixels_}};
 };
 
 TEST_F(Checkpoint, EncodersGiveTheSameFeaturesAfterwards) {
@@ -46,10 +49,10 @@ TEST_F(Checkpoint, EncodersGiveTheSameFeaturesAfterwards) {
   Branch teacher = pretrainer_.teacher().model();
   Encoder student_back = load_encoder(path_, BranchImpl::Side::Student);
   Encoder teacher_back = load_encoder(path_, BranchImpl::Side::Teacher);
-  EXPECT_TRUE(at::equal(encode(student_back, images_), encode(student->encoder(), images_)));
+  EXPECT_TRUE(at::equal(encode(student_back, images_, pixels_), encode(student->encoder(), images_, pixels_)));
   // The teacher's own layers run another kernel than the BatchNorm that it is loaded into.
-  EXPECT_TRUE(at::allclose(encode(teacher_back, images_), encode(teacher->encoder(), images_), 1e-4, 1e-5));
-  EXPECT_FALSE(at::allclose(encode(teacher_back, images_), encode(student_back, images_), 1e-4, 1e-5));
+  EXPECT_TRUE(at::allclose(encode(teacher_back, images_, pixels_), encode(teacher->encoder(), images_, pixels_), 1e-4, 1e-5));
+  EXPECT_FALSE(at::allclose(encode(teacher_back, images_, pixels_), encode(student_back, images_, pixels_), 1e-4, 1e-5));
   EXPECT_EQ(read_checkpoint_info(path_).encoder.widths, recipe().model.encoder.widths);
 }
 
@@ -86,12 +89,13 @@ TEST_F(Checkpoint, RefusesAnotherModels) {
 
 TEST(UntrainedEncoder, StandardisesByTheImagesItWasGiven) {
   const at::Tensor images = bar_images(300);
-  Encoder encoder = untrained_encoder({.in_channels = 1, .widths = {8, 12}}, images, 3);
+  const EncoderOptions small = {.architecture = Architecture::Small, .in_channels = 1, .widths = {8, 12}};
+  Encoder encoder = untrained_encoder(small, images, pixel_statistics(images), 3);
   EXPECT_FALSE(encoder->is_training());
   const auto buffers = encoder->named_buffers();
   EXPECT_EQ(buffers["bn1.num_batches_tracked"].item<int64_t>(), 20);
-  Encoder same = untrained_encoder({.in_channels = 1, .widths = {8, 12}}, images, 3);
-  EXPECT_TRUE(at::equal(encode(encoder, images), encode(same, images)));
+  Encoder same = untrained_encoder(small, images, pixel_statistics(images), 3);
+  EXPECT_TRUE(at::equal(encode(encoder, images, pixel_statistics(images)), encode(same, images, pixel_statistics(images))));
 }
 
 }  // namespace

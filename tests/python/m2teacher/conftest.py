@@ -62,7 +62,7 @@ def m2teacher() -> Run:
 
 def pretrain_arguments(data: Path, out: Path, **options: object) -> list[str]:
     """A short training of a small model; `options` in place of or beside those below."""
-    chosen: dict[str, object] = {"data": data, "out": out, "steps": 30, "batch_size": 8, "warmup_steps": 5}
+    chosen: dict[str, object] = {"data": f"idx:{data}", "out": out, "steps": 30, "batch_size": 8, "warmup_steps": 5}
     chosen |= {"widths": "8,16", "head_hidden": 16, "head_out": 8, "eval_every": 10} | options
     return [
         "pretrain",

@@ -58,7 +58,7 @@ def test_evaluation_command_line(m2teacher: Run, command: str) -> None:
 
 
 def test_more_labels_than_there_are(m2teacher: Run, data: Path, train: Callable[..., Path]) -> None:
-    source = ("--data", data, "--checkpoint", train() / "checkpoint.safetensors")
+    source = ("--data", f"idx:{data}", "--checkpoint", train() / "checkpoint.safetensors")
     refused(
         *(m2teacher, "linear", *source, "--labels-per-class", 101),
         says="--labels-per-class: class 0 has 100 training images, 101 were asked for",
@@ -67,7 +67,7 @@ def test_more_labels_than_there_are(m2teacher: Run, data: Path, train: Callable[
 
 
 def test_unknown_network(m2teacher: Run, data: Path) -> None:
-    refused(m2teacher, "knn", "--data", data, "--checkpoint", "x", "--network", "pupil", says="pupil")
+    refused(m2teacher, "knn", "--data", f"idx:{data}", "--checkpoint", "x", "--network", "pupil", says="pupil")
 
 
 def truncate(path: Path) -> None:
@@ -116,7 +116,7 @@ def test_damaged_data(
 def test_missing_data(m2teacher: Run, command: str, tmp_path: Path) -> None:
     out = ["--out", tmp_path / "out"] if command == "neighbours" else []
     nowhere = tmp_path / "nowhere"
-    refused(m2teacher, command, "--data", nowhere, "--checkpoint", "x", *out, says=f"{nowhere}: no such folder")
+    refused(m2teacher, command, "--data", f"idx:{nowhere}", "--checkpoint", "x", *out, says=f"{nowhere}: no such folder")
 
 
 def test_folder_that_cannot_be_written(m2teacher: Run, data: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_neighbours_file_that_cannot_be_written(m2teacher: Run, data: Path, trai
     checkpoint = train() / "checkpoint.safetensors"
     out = data / "nowhere" / "neighbours.safetensors"
     refused(
-        *(m2teacher, "neighbours", "--data", data, "--checkpoint", checkpoint, "--out", out),
+        *(m2teacher, "neighbours", "--data", f"idx:{data}", "--checkpoint", checkpoint, "--out", out),
         says="cannot be written",
     )
     assert not out.parent.exists()
@@ -145,7 +145,7 @@ def test_bad_checkpoint(m2teacher: Run, data: Path, tmp_path: Path, train: Calla
 
     def refuse(content: bytes, says: str) -> None:
         bad.write_bytes(content)
-        arguments = [command, "--data", data, "--checkpoint", bad]
+        arguments = [command, "--data", f"idx:{data}", "--checkpoint", bad]
         refused(m2teacher, *arguments, *(["--out", out] if command == "neighbours" else []), says=says)
         assert not out.exists()
 
@@ -157,7 +157,7 @@ def test_bad_checkpoint(m2teacher: Run, data: Path, tmp_path: Path, train: Calla
     refuse(whole.replace(rb"\"widths\":[8,16]", rb"\"widths\":[8,12]"), "a checkpoint of another model")
     bad.unlink()
     refused(
-        *(m2teacher, command, "--data", data, "--checkpoint", bad),
+        *(m2teacher, command, "--data", f"idx:{data}", "--checkpoint", bad),
         *(["--out", out] if command == "neighbours" else []),
         says="cannot be opened",
     )

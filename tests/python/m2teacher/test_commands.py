@@ -68,7 +68,7 @@ def percent(text: str) -> list[float]:
 
 
 def test_knn_and_linear_print_accuracies(train: Train, m2teacher: Run, data: Path) -> None:
-    source = ("--data", data, "--checkpoint", train() / "checkpoint.safetensors")
+    source = ("--data", f"idx:{data}", "--checkpoint", train() / "checkpoint.safetensors")
     knn = m2teacher("knn", *source, "--neighbours", 5)
     assert knn.returncode == 0, knn.stderr
     assert len(percent(knn.stdout)) == 1
@@ -83,7 +83,7 @@ def test_knn_and_linear_print_accuracies(train: Train, m2teacher: Run, data: Pat
 
 
 def test_compare_prints_a_table(train: Train, m2teacher: Run, data: Path) -> None:
-    result = m2teacher("compare", "--data", data, "--checkpoint", train() / "checkpoint.safetensors")
+    result = m2teacher("compare", "--data", f"idx:{data}", "--checkpoint", train() / "checkpoint.safetensors")
     assert result.returncode == 0, result.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines()]
     assert rows[0][1:] == ["kNN", "kNN shifted", "linear", "10 labels", "100 labels"]
@@ -98,7 +98,7 @@ def test_compare_prints_a_table(train: Train, m2teacher: Run, data: Path) -> Non
 def test_neighbours_and_report(train: Train, m2teacher: Run, data: Path) -> None:
     out = train()
     result = m2teacher(
-        *("neighbours", "--data", data, "--checkpoint", out / "checkpoint.safetensors"),
+        *("neighbours", "--data", f"idx:{data}", "--checkpoint", out / "checkpoint.safetensors"),
         *("--out", out / "neighbours.safetensors", "--queries", 3, "--neighbours", 4),
     )
     assert result.returncode == 0, result.stderr
@@ -116,7 +116,7 @@ def test_neighbours_and_report(train: Train, m2teacher: Run, data: Path) -> None
 
 
 def test_time_layers_names_the_machine(m2teacher: Run, data: Path) -> None:
-    result = m2teacher("--threads", 1, "time-layers", "--data", data, "--rounds", 1, "--batch-size", 4, "--widths", "8")
+    result = m2teacher("--threads", 1, "time-layers", "--data", f"idx:{data}", "--rounds", 1, "--batch-size", 4, "--widths", "8")
     assert result.returncode == 0, result.stderr
     assert len(re.findall(r"^\| .*\d+\.\d\d \| +\d+\.\d\d \|$", result.stdout, re.MULTILINE)) == 3
     assert "1 threads, allocator" in result.stdout

@@ -1,0 +1,72 @@
+#include "training/options.h"
+
+#include "error.h"
+#include "words.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace m2teacher {
+namespace {
+
+constexpr Words<TeacherNorm, 2> kTeacherNorms = {{{TeacherNorm::Momentum, "momentum"}, {TeacherNorm::Batch, "batch"}}};
+constexpr Words<Precision, 2> kPrecisions = {{{Precision::Float32, "fp32"}, {Precision::BFloat16, "bf16"}}};
+
+constexpr int64_t kSmallSide = 64;
+constexpr double kLearningRateBatch = 256;
+constexpr int64_t kLargestWarmupShare = 10;  // the paper's: 10 of 100 epochs
+
+}  // namespace
+
+std::string to_string(TeacherNorm norm) { return word_of(kTeacherNorms, norm); }
+std::string to_string(Precision precision) { return word_of(kPrecisions, precision); }
+TeacherNorm parse_teacher_norm(const std::string& word) { return parse_word("--bn", kTeacherNorms, word); }
+Precision parse_precision(const std::string& word) { return parse_word("--precision", kPrecisions, word); }
+
+PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShape& shape) {
+  if (options.batch_size > images) {
+    throw UserError("--batch-size: " + std::to_string(options.batch_size) + " is more than the " +
+                    std::to_string(images) + " training images");
+  }
+  EncoderOptions& encoder = options.model.encoder;
+  encoder.in_channels = shape.channels;
+  if (!encoder.stem) {
+    encoder.stem = std::max(shape.height, shape.width) <= kSmallSide ? Stem::Small : Stem::Standard;
+  }
+  const auto batches = static_cast<double>(images / options.batch_size);
+  if (!options.steps) {
+    options.steps = std::max<int64_t>(1, std::llround(options.epochs * batches));
+  }
+  if (!options.warmup_steps) {
+    options.warmup_steps =
+        std::min<int64_t>(std::llround(options.warmup_epochs * batches), *options.steps / kLargestWarmupShare);
+  }
+  if (!options.learning_rate) {
+    options.learning_rate =
+        options.base_learning_rate * static_cast<double>(options.batch_size) / kLearningRateBatch;
+  }
+  return options;
+}
+
+PretrainOptions fashion_mnist_recipe() {
+  PretrainOptions options;
+  options.model.encoder.architecture = Architecture::Small;
+  options.model.encoder.in_channels = 1;
+  options.model.projector_hidden = 512;
+  options.model.predictor_hidden = 512;
+  options.model.projector_out = 128;
+  options.augment.min_area = 0.45;
+  options.augment.max_aspect = std::exp(0.25);
+  options.augment.gamma = 0.5;
+  options.augment.jitter = 1;
+  options.augment.brightness = 0.2;
+  options.augment.views = {};
+  options.batch_size = 32;
+  options.steps = 3000;
+  options.warmup_steps = 50;
+  options.learning_rate = 0.1;
+  options.param_momentum = 0.97;
+  return options;
+}
+
+}  // namespace m2teacher
