@@ -97,7 +97,9 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x).contiguous(memory_format=torch.channels_last))
+        # One channel, with strides that say channels last: otherwise the convolution's output is NCHW and is copied.
+        n, c, h, w = x.shape
+        x = self.bn1(self.conv1(x.as_strided((n, c, h, w), (h * w, 1, w, 1))))
         return F.adaptive_avg_pool2d(self.layers(x), POOL).flatten(1)
 
 
@@ -183,7 +185,7 @@ class PythonTrainer:
         """Both views, (2 B, 1, 28, 28)."""
         start = self.step_number * self.batch_size % (len(self.images) - self.batch_size)
         batch = self.images[self.order[start : start + self.batch_size]].float().mul_(1 / 255)
-        return augment(torch.cat([batch, batch])).sub_(MEAN).div_(STD)
+        return augment(torch.cat([batch, batch])).sub_(MEAN).div_(STD).contiguous()
 
     def step(self) -> float:
         cosine = (math.cos(math.pi * self.step_number / STEPS) + 1) / 2
