@@ -15,7 +15,7 @@ SHELL := bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libcli11-dev nlohmann-json3-dev libgtest-dev qemu-user \
+SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libcli11-dev libxxhash-dev nlohmann-json3-dev libgtest-dev qemu-user \
   g++-aarch64-linux-gnu dataset-fashion-mnist
 
 VENV_BIN := .venv/bin
