@@ -29,6 +29,11 @@ at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatist
   return at::cat(features);
 }
 
+at::Tensor encode(Encoder& encoder, const ImageSource& images, int64_t count, const PixelStatistics& pixels,
+                  const LoaderOptions& /*loader*/) {
+  return encode(encoder, images_in_memory(images).narrow(0, 0, count), pixels);
+}
+
 at::Tensor raw_pixels(const at::Tensor& images) { return to_unit_range(images).flatten(1); }
 
 Encoder untrained_encoder(const EncoderOptions& options, const at::Tensor& images, const PixelStatistics& pixels,

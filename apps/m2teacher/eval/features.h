@@ -1,5 +1,6 @@
 #pragma once
 
+#include "data/data_options.h"
 #include "data/image_source.h"
 #include "models/encoder.h"
 
@@ -17,6 +18,10 @@ struct LabelledFeatures {
 /// @param images  (N, C, H, W), uint8
 /// @return (N, F), float32
 at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatistics& pixels);
+
+/// The same of the first `count` images of a set, which need not fit into memory.
+at::Tensor encode(Encoder& encoder, const ImageSource& images, int64_t count, const PixelStatistics& pixels,
+                  const LoaderOptions& loader);
 
 /// The pixels themselves, in [0, 1]: (N, C * H * W).
 at::Tensor raw_pixels(const at::Tensor& images);

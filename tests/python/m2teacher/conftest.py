@@ -47,11 +47,17 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def m2teacher() -> Run:
-    """Runs the trainer with the given arguments. M2TEACHER in the environment names another binary."""
-    binary = Path(os.environ.get("M2TEACHER", REPOSITORY / "build/bin/m2teacher"))
-    if not binary.exists():
-        pytest.fail(f"{binary} is not there: build it first (make setup), or set M2TEACHER")
+def binary() -> Path:
+    """The trainer. M2TEACHER in the environment names another one."""
+    path = Path(os.environ.get("M2TEACHER", REPOSITORY / "build/bin/m2teacher"))
+    if not path.exists():
+        pytest.fail(f"{path} is not there: build it first (make setup), or set M2TEACHER")
+    return path
+
+
+@pytest.fixture(scope="session")
+def m2teacher(binary: Path) -> Run:
+    """Runs the trainer with the given arguments."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [str(binary), *map(str, arguments)]
@@ -60,24 +66,30 @@ def m2teacher() -> Run:
     return run
 
 
+def recipe(data: Path, **options: object) -> list[str]:
+    """Options for a short training of a small model; `options` in place of or beside those below."""
+    chosen: dict[str, object] = {"data": f"idx:{data}", "threads": 1, "architecture": "small", "widths": "8,16"}
+    chosen |= {"projector_hidden": 16, "predictor_hidden": 16, "projector_out": 8, "steps": 30, "batch_size": 8}
+    chosen |= {"warmup_steps": 5, "learning_rate": 0.1} | options
+    return [text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def pretrain_arguments(data: Path, out: Path, **options: object) -> list[str]:
-    """A short training of a small model; `options` in place of or beside those below."""
-    chosen: dict[str, object] = {"data": f"idx:{data}", "out": out, "steps": 30, "batch_size": 8, "warmup_steps": 5}
-    chosen |= {"widths": "8,16", "head_hidden": 16, "head_out": 8, "eval_every": 10} | options
-    return [
-        "pretrain",
-        *(text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", str(value))),
-    ]
+    return ["pretrain", *recipe(data, **({"eval_every": 10} | options)), "--out", str(out)]
 
 
 @pytest.fixture
 def train(m2teacher: Run, data: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Trains a small model on the tiny data set; returns the run's folder."""
+    """Trains a small model on the tiny data set; returns the run's folder, which the next call uses again."""
 
     def run(**options: object) -> Path:
         out = tmp_path / "run"
-        result = m2teacher(*pretrain_arguments(data, out, **options))
+        result = m2teacher(*pretrain_arguments(data, out, **options), "--overwrite")
         assert result.returncode == 0, result.stderr
         return out
 
     return run
+
+
+def checkpoint_of(run: Path, step: int = 30) -> Path:
+    return run / f"checkpoint-{step:08}.safetensors"
