@@ -70,12 +70,17 @@ std::unique_ptr<MetricsFile> start(const RunFolder& folder, const RunSettings& s
   return std::make_unique<MetricsFile>(folder.metrics());
 }
 
-/// Takes up the run where its newest whole checkpoint left it. Without one it starts from the beginning.
+/// Takes up the run where its newest whole checkpoint left it. One that has none yet starts from the beginning.
 std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& settings, const TrainedOn& trained_on,
                                     Pretrainer& pretrainer) {
   const std::optional<Checkpoint> checkpoint = newest_checkpoint(folder.path(), std::cerr);
   if (!checkpoint) {
-    std::cerr << folder.path().string() << ": no whole checkpoint: the run starts from the beginning\n";
+    if (!list_checkpoints(folder.path()).empty()) {
+      throw UserError(folder.path().string() +
+                      ": none of its checkpoints is whole; without them the run would start "
+                      "from the beginning");
+    }
+    std::cerr << folder.path().string() << ": no checkpoint yet: the run starts from the beginning\n";
     write_text_file(folder.config(), to_toml(settings));
     return std::make_unique<MetricsFile>(folder.metrics());
   }
@@ -124,6 +129,10 @@ StepReport do_step(Run& run) {
   return report;
 }
 
+std::string how_to_go_on(const Run& run) {
+  return "go on with: m2teacher pretrain --resume " + run.folder.path().string();
+}
+
 /// Trains to the end or until a signal stops it.
 void train(Run& run, const StopSignal& stop) {
   const int64_t total = run.pretrainer.total_steps();
@@ -162,6 +171,7 @@ void run_pretrain(const PretrainCommand& command) {
   Pretrainer pretrainer(settings.recipe,
                         {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader});
   settings.recipe = pretrainer.options();
+  check(settings);
   const TrainedOn trained_on = {
       .images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};
 
@@ -169,7 +179,15 @@ void run_pretrain(const PretrainCommand& command) {
   const std::unique_ptr<MetricsFile> metrics =
       command.resume ? resume(folder, settings, trained_on, pretrainer) : start(folder, settings, command.overwrite);
   Run run{settings, dataset, trained_on, folder, pretrainer, *metrics, command.resume ? pretrainer.steps_done() : -1};
-  train(run, stop);
+  try {
+    train(run, stop);
+  } catch (const UserError& error) {
+    if (run.saved < 0) {
+      throw;
+    }
+    throw UserError(std::string(error.what()) + "; step " + std::to_string(run.saved) + " is saved, " +
+                    how_to_go_on(run));
+  }
 }
 
 }  // namespace m2teacher

@@ -31,10 +31,8 @@ def bars(count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.nda
     return images, labels
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A folder with the four files, two of them compressed."""
-    folder = tmp_path / "data"
+def write_data(folder: Path) -> None:
+    """The four files of the MNIST family, two of them compressed."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     train_images, train_labels = bars(TRAIN, generator)
@@ -43,6 +41,13 @@ def data(tmp_path: Path) -> Path:
     write_idx(folder / "train-labels-idx1-ubyte", train_labels)
     write_idx(folder / "t10k-images-idx3-ubyte.gz", test_images)
     write_idx(folder / "t10k-labels-idx1-ubyte", test_labels)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with the data set."""
+    folder = tmp_path / "data"
+    write_data(folder)
     return folder
 
 
@@ -89,6 +94,16 @@ def train(m2teacher: Run, data: Path, tmp_path: Path) -> Callable[..., Path]:
         return out
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(m2teacher: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder for tests that only read it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_data(folder / "data")
+    result = m2teacher(*pretrain_arguments(folder / "data", folder / "run"))
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
 
 
 def checkpoint_of(run: Path, step: int = 30) -> Path:

@@ -171,14 +171,24 @@ def test_damaged_checkpoints_are_skipped_and_named(m2teacher: Run, train: Callab
     assert "skipped: " in info.stderr
 
 
-def test_without_a_whole_checkpoint_it_starts_again(m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_of_damaged_checkpoints_is_left_alone(m2teacher: Run, train: Callable[..., Path]) -> None:
+    run = train()
+    checkpoint_of(run).write_bytes(checkpoint_of(run).read_bytes()[:-1])
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    result = m2teacher("pretrain", "--resume", run)
+    assert result.returncode == 1
+    assert f"{run}: none of its checkpoints is whole" in result.stderr.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_without_a_checkpoint_it_starts_again(m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     run = train()
     shutil.copytree(run, whole)
     checkpoint_of(run).unlink()
     result = m2teacher("pretrain", "--resume", run)
     assert result.returncode == 0, result.stderr
-    assert "no whole checkpoint: the run starts from the beginning" in result.stderr
+    assert "no checkpoint yet: the run starts from the beginning" in result.stderr
     assert_same_end(run, whole, steps=30)
 
 
@@ -305,8 +315,8 @@ def test_a_full_disk_loses_nothing_that_was_saved(
     filler.write_bytes(bytes((1 << 20) - size * 5 // 2 - (16 << 10)))
     result = m2teacher(*long_run(data, run, keep=1000))
     assert result.returncode == 1
-    assert "cannot be written: No space left on device" in result.stderr.splitlines()[-1]
     saved = steps_of(run)
+    assert f"cannot be written: No space left on device; step {saved[-1]} is saved" in result.stderr.splitlines()[-1]
     assert saved[:2] == [7, 14]
     assert not list(run.glob("*.tmp-*"))
     for step in saved:
