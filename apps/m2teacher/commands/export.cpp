@@ -21,7 +21,7 @@ void run_export(const ExportCommand& command) {
                        {"image_size", std::to_string(images.shape.height) + "x" + std::to_string(images.shape.width)},
                        {"pixel_mean", nlohmann::json(images.pixels.mean).dump()},
                        {"pixel_std", nlohmann::json(images.pixels.std).dump()}};
-  if (options.architecture != Architecture::Small) {
+  if (options.stem && options.architecture != Architecture::Small) {
     contents.metadata["stem"] = to_string(*options.stem);
   }
   for (const auto& item : encoder->named_parameters()) {

@@ -54,7 +54,7 @@ std::vector<std::vector<std::string>> tensors_table(const Checkpoint& checkpoint
 void run_info(const InfoCommand& command) {
   const Checkpoint checkpoint = open_checkpoint(command.checkpoint, std::cerr);
   std::cout << checkpoint.path.string() << ": whole, after step " << checkpoint.step() << " of "
-            << *checkpoint.settings.recipe.steps << '\n'
+            << checkpoint.settings.recipe.steps.value_or(0) << '\n'
             << "trained on " << describe(checkpoint.trained_on) << "\n\n"
             << to_toml(checkpoint.settings) << '\n'
             << format_table(command.tensors ? tensors_table(checkpoint) : parts_table(checkpoint)) << std::flush;

@@ -86,7 +86,8 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
   }
   check_same_run(*checkpoint, settings, trained_on);
   if (checkpoint->settings.threads != settings.threads) {
-    std::cerr << "--threads: " << *settings.threads << " instead of " << *checkpoint->settings.threads
+    std::cerr << "--threads: " << settings.threads.value_or(0) << " instead of "
+              << checkpoint->settings.threads.value_or(0)
               << ": results may differ from those of the uninterrupted run in their last bits\n";
   }
   pretrainer.load_state(checkpoint->state);
