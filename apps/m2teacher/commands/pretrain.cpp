@@ -61,27 +61,27 @@ void check_same_run(const Checkpoint& checkpoint, const RunSettings& settings, c
   }
 }
 
-std::unique_ptr<MetricsFile> start(const RunFolder& folder, const RunSettings& settings, bool overwrite) {
+/// @param config  text of config.toml
+std::unique_ptr<MetricsFile> start(const RunFolder& folder, const std::string& config, bool overwrite) {
   if (overwrite) {
     folder.clear();
   }
   refuse_to_overwrite(folder.path());
-  write_text_file(folder.config(), to_toml(settings));
+  write_text_file(folder.config(), config);
   return std::make_unique<MetricsFile>(folder.metrics());
 }
 
 /// Takes up the run where its newest whole checkpoint left it. One that has none yet starts from the beginning.
-std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& settings, const TrainedOn& trained_on,
-                                    Pretrainer& pretrainer) {
+std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& settings, const std::string& config,
+                                    const TrainedOn& trained_on, Pretrainer& pretrainer) {
   const std::optional<Checkpoint> checkpoint = newest_checkpoint(folder.path(), std::cerr);
   if (!checkpoint) {
     if (!list_checkpoints(folder.path()).empty()) {
       throw UserError(folder.path().string() +
-                      ": none of its checkpoints is whole; without them the run would start "
-                      "from the beginning");
+                      ": none of its checkpoints is whole; without them the run would start from the beginning");
     }
     std::cerr << folder.path().string() << ": no checkpoint yet: the run starts from the beginning\n";
-    write_text_file(folder.config(), to_toml(settings));
+    write_text_file(folder.config(), config);
     return std::make_unique<MetricsFile>(folder.metrics());
   }
   check_same_run(*checkpoint, settings, trained_on);
@@ -92,7 +92,7 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
   }
   pretrainer.load_state(checkpoint->state);
   auto metrics = std::make_unique<MetricsFile>(folder.metrics(), checkpoint->metrics);
-  write_text_file(folder.config(), to_toml(settings));
+  write_text_file(folder.config(), config);
   std::cerr << "resumed after step " << pretrainer.steps_done() << '\n';
   return metrics;
 }
@@ -153,8 +153,7 @@ void train(Run& run, const StopSignal& stop) {
   if (step == total) {
     std::cout << run.folder.checkpoint(step).string() << '\n';
   } else {
-    std::cout << "stopped after step " << step << " of " << total << "; go on with: m2teacher pretrain --resume "
-              << run.folder.path().string() << '\n';
+    std::cout << "stopped after step " << step << " of " << total << "; " << how_to_go_on(run) << '\n';
   }
 }
 
@@ -168,18 +167,21 @@ void run_pretrain(const PretrainCommand& command) {
   RunSettings settings = command.settings;
   at::set_num_threads(static_cast<int>(settings.threads.value_or(at::get_num_threads())));
   settings.threads = at::get_num_threads();
+  settings.data.spec.folder = std::filesystem::absolute(settings.data.spec.folder).lexically_normal();
   const Dataset dataset = load_dataset(settings.data);
   Pretrainer pretrainer(settings.recipe,
                         {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader});
   settings.recipe = pretrainer.options();
   check(settings);
+  const std::string config = to_toml(settings);
   const TrainedOn trained_on = {
       .images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};
 
   const RunFolder folder(command.folder);
-  const std::unique_ptr<MetricsFile> metrics =
-      command.resume ? resume(folder, settings, trained_on, pretrainer) : start(folder, settings, command.overwrite);
-  Run run{settings, dataset, trained_on, folder, pretrainer, *metrics, command.resume ? pretrainer.steps_done() : -1};
+  const std::unique_ptr<MetricsFile> metrics = command.resume ? resume(folder, settings, config, trained_on, pretrainer)
+                                                              : start(folder, config, command.overwrite);
+  const int64_t saved = pretrainer.steps_done() > 0 ? pretrainer.steps_done() : -1;
+  Run run{settings, dataset, trained_on, folder, pretrainer, *metrics, saved};
   try {
     train(run, stop);
   } catch (const UserError& error) {

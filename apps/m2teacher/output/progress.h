@@ -13,6 +13,9 @@ class Progress {
  public:
   /// @param terminal  whether the stream is one
   Progress(std::ostream& stream, bool terminal, int64_t total_steps, int64_t images_per_step);
+  ~Progress() { end(); }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
 
   void update(int64_t step, double loss);
   /// Ends the line of a bar that is not full.

@@ -41,6 +41,16 @@ TEST(Progress, RedrawsABarOnATerminal) {
   EXPECT_TRUE(stream.str().ends_with("\033[K\n")) << stream.str();
 }
 
+TEST(Progress, EndsTheLineOfABarThatIsNotFull) {
+  std::ostringstream stream;
+  {
+    Progress progress(stream, /*terminal=*/true, 2, 32);
+    progress.update(1, 1);
+    EXPECT_FALSE(stream.str().ends_with('\n')) << stream.str();
+  }
+  EXPECT_TRUE(stream.str().ends_with("\033[K\n")) << stream.str();
+}
+
 TEST(Progress, FormatsDurations) {
   EXPECT_EQ(format_duration(0), "0:00");
   EXPECT_EQ(format_duration(65.4), "1:05");

@@ -258,6 +258,29 @@ def test_a_run_is_not_overwritten_unasked(m2teacher: Run, data: Path, train: Cal
     assert (run / "notes.txt").read_text() == "mine"
 
 
+def test_settings_that_config_cannot_hold_change_nothing(
+    m2teacher: Run, data: Path, train: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = train()
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    awkward = tmp_path / "images #1"
+    shutil.copytree(data, awkward)
+    result = m2teacher(*pretrain_arguments(awkward, run), "--overwrite")
+    assert result.returncode == 1
+    assert f"--data: 'idx:{awkward}' cannot be kept in config.toml" in result.stderr
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_relative_data_is_found_from_anywhere(
+    m2teacher: Run, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(data.parent)
+    assert m2teacher(*pretrain_arguments(Path("data"), Path("run"))).returncode == 0
+    monkeypatch.chdir("/")
+    assert f'data = "idx:{data}"' in (tmp_path / "run/config.toml").read_text()
+    assert m2teacher("knn", "--checkpoint", tmp_path / "run").returncode == 0
+
+
 def test_nothing_to_resume(m2teacher: Run, tmp_path: Path) -> None:
     result = m2teacher("pretrain", "--resume", tmp_path)
     assert result.returncode == 1
