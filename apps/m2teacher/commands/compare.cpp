@@ -14,21 +14,18 @@ constexpr double kDemoShift = 0.3;
 constexpr int64_t kFewLabels = 10;
 constexpr int64_t kMoreLabels = 100;
 
-using Featuriser = std::function<at::Tensor(const ImageSource& images)>;
+using Featuriser = std::function<LabelledFeatures(const std::shared_ptr<const ImageSource>& images)>;
 
 /// The figures of one row of the table.
 std::vector<std::string> compare_row(const std::string& name, const Featuriser& features, const Dataset& dataset,
                                      const Dataset& moved, uint64_t seed) {
   std::cerr << "evaluating: " << name << '\n';
-  const auto labelled = [&](const ImageSource& images) -> LabelledFeatures {
-    return {features(images), images.labels()};
-  };
   const int64_t classes = dataset.classes();
-  const LabelledFeatures train = labelled(*dataset.train);
-  const LabelledFeatures test = labelled(*dataset.test);
+  const LabelledFeatures train = features(dataset.train);
+  const LabelledFeatures test = features(dataset.test);
   std::vector<std::string> row = {name};
   row.push_back(format_number(knn_accuracy(test, train, classes), 1));
-  row.push_back(format_number(knn_accuracy(labelled(*moved.test), labelled(*moved.train), classes), 1));
+  row.push_back(format_number(knn_accuracy(features(moved.test), features(moved.train), classes), 1));
   for (const int64_t labels : {int64_t{0}, kFewLabels, kMoreLabels}) {
     row.push_back(format_number(probe_accuracy(train, test, classes, labels, seed), 1));
   }
@@ -43,9 +40,13 @@ void run_compare(const CompareCommand& command) {
   const Dataset& dataset = evaluation.dataset;
   const Dataset moved = shifted(dataset, kDemoShift, command.seed);
   const auto by = [&](const Encoder& encoder) -> Featuriser {
-    return [&evaluation, encoder](const ImageSource& images) { return evaluation.features(encoder, images); };
+    return [&evaluation, encoder](const std::shared_ptr<const ImageSource>& images) {
+      return evaluation.features(encoder, images);
+    };
   };
-  const auto pixels = [](const ImageSource& images) { return raw_pixels(images_in_memory(images)); };
+  const auto pixels = [](const std::shared_ptr<const ImageSource>& images) {
+    return LabelledFeatures{.features = raw_pixels(images_in_memory(*images)), .labels = images->labels(), .index = {}};
+  };
   const Encoder untrained =
       untrained_encoder(checkpoint.settings.recipe.model.encoder, images_in_memory(*dataset.train),
                         checkpoint.trained_on.pixels, command.seed);

@@ -21,8 +21,8 @@ void run_knn(const KnnCommand& command) {
     dataset = shifted(dataset, command.shift, command.seed);
   }
   const Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
-  const LabelledFeatures train = {evaluation.features(encoder, *dataset.train), dataset.train->labels()};
-  const LabelledFeatures test = {evaluation.features(encoder, *dataset.test), dataset.test->labels()};
+  const LabelledFeatures train = evaluation.features(encoder, dataset.train);
+  const LabelledFeatures test = evaluation.features(encoder, dataset.test);
   const double accuracy = knn_accuracy(test, train, dataset.classes(), command.options);
   std::cout << "kNN (k=" << command.options.neighbours << "): " << format_number(accuracy, 2) << " %\n";
 }
@@ -31,8 +31,8 @@ void run_linear(const LinearCommand& command) {
   const Evaluation evaluation = open_labelled_evaluation(command.source, "linear");
   const Dataset& dataset = evaluation.dataset;
   const Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
-  const LabelledFeatures train = {evaluation.features(encoder, *dataset.train), dataset.train->labels()};
-  const LabelledFeatures test = {evaluation.features(encoder, *dataset.test), dataset.test->labels()};
+  const LabelledFeatures train = evaluation.features(encoder, dataset.train);
+  const LabelledFeatures test = evaluation.features(encoder, dataset.test);
   std::ostringstream lines;
   for (const int64_t labels : command.labels_per_class) {
     const double accuracy = probe_accuracy(train, test, dataset.classes(), labels, command.seed);

@@ -6,8 +6,8 @@
 
 namespace m2teacher {
 
-at::Tensor Evaluation::features(Encoder encoder, const ImageSource& images) const {
-  return encode(encoder, images, images.size(), checkpoint.trained_on.pixels, data.loader);
+LabelledFeatures Evaluation::features(Encoder encoder, const std::shared_ptr<const ImageSource>& images) const {
+  return encode(encoder, images, images->size(), checkpoint.trained_on.pixels, data.loader);
 }
 
 Evaluation open_evaluation(const EvaluationSource& source) {

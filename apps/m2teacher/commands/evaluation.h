@@ -21,8 +21,8 @@ struct Evaluation {
   DataOptions data;
   Dataset dataset;
 
-  /// What the images of a set become in one of the checkpoint's encoders: (N, F), float32.
-  at::Tensor features(Encoder encoder, const ImageSource& images) const;
+  /// What the images of a set become in one of the checkpoint's encoders.
+  LabelledFeatures features(Encoder encoder, const std::shared_ptr<const ImageSource>& images) const;
 };
 
 /// @throws UserError  the checkpoint or the images cannot be had, or do not fit each other

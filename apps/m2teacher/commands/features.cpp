@@ -9,15 +9,16 @@ namespace m2teacher {
 namespace {
 
 void write_set(const FeaturesCommand& command, const Evaluation& evaluation, const Encoder& encoder,
-               const ImageSource& images, const std::string& set) {
+               const std::shared_ptr<const ImageSource>& images, const std::string& set) {
   const auto write = [&](const std::string& what, const at::Tensor& values) {
     const std::filesystem::path path = command.out / (set + "-" + what + ".npy");
     write_npy(path, values);
     std::cout << path.string() << '\n';
   };
-  write("features", evaluation.features(encoder, images));
-  if (images.labels().defined()) {
-    write("labels", images.labels());
+  const LabelledFeatures found = evaluation.features(encoder, images);
+  write("features", found.features);
+  if (found.labels.defined()) {
+    write("labels", found.labels);
   }
 }
 
@@ -27,9 +28,9 @@ void run_features(const FeaturesCommand& command) {
   const Evaluation evaluation = open_evaluation(command.source);
   const Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
   make_writable_folder(command.out);
-  write_set(command, evaluation, encoder, *evaluation.dataset.train, "train");
+  write_set(command, evaluation, encoder, evaluation.dataset.train, "train");
   if (evaluation.dataset.test) {
-    write_set(command, evaluation, encoder, *evaluation.dataset.test, "test");
+    write_set(command, evaluation, encoder, evaluation.dataset.test, "test");
   }
 }
 

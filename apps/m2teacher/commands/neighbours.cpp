@@ -2,14 +2,16 @@
 
 #include "checkpoint/safetensors.h"
 #include "error.h"
+#include "eval/images_at.h"
 #include "eval/knn.h"
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <nlohmann/json.hpp>
 
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace m2teacher {
 namespace {
@@ -30,44 +32,42 @@ at::Tensor without_themselves(const at::Tensor& nearest) {
   return out;
 }
 
-at::Tensor images_at(const ImageSource& source, const at::Tensor& index) {
-  return images_in_memory(source).index_select(0, index);
+/// Each of `first`, (N, ...), before its share of `others`, (N * k, ...): (N, 1 + k, ...).
+at::Tensor side_by_side(const at::Tensor& first, const at::Tensor& others) {
+  const int64_t rows = first.size(0);
+  std::vector<int64_t> shape = {rows, others.size(0) / rows};
+  const auto rest = others.sizes().slice(1);
+  shape.insert(shape.end(), rest.begin(), rest.end());
+  return at::cat({first.unsqueeze(1), others.view(shape)}, 1);
 }
 
 }  // namespace
 
 void run_neighbours(const NeighboursCommand& command) {
   const Evaluation evaluation = open_evaluation(command.source);
-  const ImageSource& bank = *evaluation.dataset.train;
   const bool own = !evaluation.dataset.test;  // the images are looked for among themselves
-  const ImageSource& tried = own ? bank : *evaluation.dataset.test;
-  if (command.queries > tried.size()) {
+  const std::shared_ptr<const ImageSource>& train = evaluation.dataset.train;
+  const std::shared_ptr<const ImageSource>& tried = own ? train : evaluation.dataset.test;
+  if (command.queries > tried->size()) {
     throw UserError("--queries: " + std::to_string(command.queries) + " is more than the " +
-                    std::to_string(tried.size()) + (own ? " training" : " test") + " images");
+                    std::to_string(tried->size()) + (own ? " training" : " test") + " images");
   }
   Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
-  const at::Tensor queries =
-      encode(encoder, tried, command.queries, evaluation.checkpoint.trained_on.pixels, evaluation.data.loader);
+  const LabelledFeatures queries = encode(encoder, tried, command.queries, evaluation.checkpoint.trained_on.pixels,
+                                          evaluation.data.loader);
+  const LabelledFeatures bank = evaluation.features(encoder, train);
   at::Tensor nearest =
-      nearest_neighbours(queries, evaluation.features(encoder, bank), command.neighbours + (own ? 1 : 0)).index;
+      nearest_neighbours(queries.features, bank.features, command.neighbours + (own ? 1 : 0)).index;
   if (own) {
     nearest = without_themselves(nearest);
   }
-  /// Query and neighbours side by side: (queries, 1 + neighbours, ...).
-  const auto beside = [&](const at::Tensor& query, const at::Tensor& found) {
-    std::vector<int64_t> shape = {command.queries, command.neighbours};
-    const auto rest = found.sizes().slice(1);
-    shape.insert(shape.end(), rest.begin(), rest.end());
-    return at::cat({query.unsqueeze(1), found.view(shape)}, 1);
-  };
-  const at::Tensor first = at::arange(command.queries, at::kLong);
   const at::Tensor found = nearest.flatten();
   Safetensors contents;
   contents.metadata = {{"class_names", nlohmann::json(evaluation.dataset.class_names).dump()}};
-  contents.tensors.emplace("images", beside(images_at(tried, first), images_at(bank, found)));
-  if (tried.labels().defined() && bank.labels().defined()) {
-    contents.tensors.emplace("labels",
-                             beside(tried.labels().index_select(0, first), bank.labels().index_select(0, found)));
+  contents.tensors.emplace("images", side_by_side(images_at(*tried, queries.index),
+                                                  images_at(*train, bank.index.index_select(0, found))));
+  if (queries.labels.defined() && bank.labels.defined()) {
+    contents.tensors.emplace("labels", side_by_side(queries.labels, bank.labels.index_select(0, found)));
   }
   write_safetensors(command.out, contents);
 }

@@ -172,7 +172,6 @@ void run_pretrain(const PretrainCommand& command) {
   Pretrainer pretrainer(settings.recipe,
                         {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader});
   settings.recipe = pretrainer.options();
-  check(settings);
   const std::string config = to_toml(settings);
   const TrainedOn trained_on = {
       .images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};

@@ -46,6 +46,8 @@ class ImageSource {
   virtual ImageShape shape() const = 0;
   /// (size()), int64; undefined where the images have no labels.
   virtual at::Tensor labels() const = 0;
+  /// How many images turned out to be unreadable so far.
+  virtual int64_t unreadable() const { return 0; }
 };
 
 /// Images in memory.

@@ -1,5 +1,7 @@
 #include "data/load_dataset.h"
 
+#include "data/cifar10.h"
+#include "data/image_folder.h"
 #include "data/mnist_family.h"
 #include "error.h"
 
@@ -14,10 +16,11 @@ Dataset load_dataset(const DataOptions& options) {
     case DataSpec::Kind::Idx:
       return load_mnist_family(folder);
     case DataSpec::Kind::Cifar10:
+      return load_cifar10(folder);
     case DataSpec::Kind::Folder:
       break;
   }
-  throw UserError("--data: " + to_string(options.spec) + ": not implemented yet");
+  return load_image_folder(options);
 }
 
 }  // namespace m2teacher

@@ -4,6 +4,7 @@
 #include "eval/knn.h"
 
 #include <algorithm>
+#include <memory>
 
 namespace m2teacher {
 namespace {
@@ -18,14 +19,13 @@ std::optional<double> quick_knn(const Pretrainer& pretrainer, const Dataset& dat
     return std::nullopt;
   }
   Branch teacher = pretrainer.teacher().model();
-  const auto part = [&](const ImageSource& images, int64_t count) -> LabelledFeatures {
-    count = std::min(count, images.size());
-    return {encode(teacher->encoder(), images, count, dataset.pixels, loader), images.labels().narrow(0, 0, count)};
+  const auto part = [&](const std::shared_ptr<const ImageSource>& images, int64_t count) {
+    return encode(teacher->encoder(), images, std::min(count, images->size()), dataset.pixels, loader);
   };
-  const LabelledFeatures bank = part(*dataset.train, kBank);
+  const LabelledFeatures bank = part(dataset.train, kBank);
   KnnOptions options;
   options.neighbours = std::min(options.neighbours, bank.features.size(0));
-  const double accuracy = knn_accuracy(part(*dataset.test, kQueries), bank, dataset.classes(), options);
+  const double accuracy = knn_accuracy(part(dataset.test, kQueries), bank, dataset.classes(), options);
   teacher->train();
   return accuracy;
 }

@@ -11,7 +11,6 @@
 #include <fstream>
 #include <memory>
 #include <sstream>
-#include <stdexcept>
 
 namespace m2teacher {
 namespace {
@@ -57,30 +56,6 @@ void write(std::ostream& out, const Flag& flag) {
 }
 
 }  // namespace
-
-void check(const RunSettings& settings) {
-  RunSettings bound = settings;
-  const Declaration declared(bound);
-  const auto text = [&](const std::string& name) {
-    for (const Flag& flag : declared.run_flags()) {
-      if (flag.name() == name) {
-        return flag.text();
-      }
-    }
-    throw std::logic_error("no option " + name);
-  };
-  const auto at_most = [&](double low, double high, const std::string& name, const std::string& limit) {
-    if (low > high) {
-      throw UserError("--" + name + ": got " + text(name) + ", expected at most --" + limit + ", " + text(limit));
-    }
-  };
-  const PretrainOptions& recipe = settings.recipe;
-  at_most(recipe.augment.min_area, recipe.augment.max_area, "min-area", "max-area");
-  at_most(recipe.augment.min_blur_sigma, recipe.augment.max_blur_sigma, "min-blur-sigma", "max-blur-sigma");
-  if (recipe.steps && recipe.warmup_steps) {
-    at_most(static_cast<double>(*recipe.warmup_steps), static_cast<double>(*recipe.steps), "warmup-steps", "steps");
-  }
-}
 
 std::string to_toml(const RunSettings& settings) {
   RunSettings bound = settings;

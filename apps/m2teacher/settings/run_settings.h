@@ -20,9 +20,6 @@ struct RunSettings {
   int64_t keep = 3;                ///< checkpoints kept in the run's folder
 };
 
-/// Refuses what each option allows by itself, but not beside another. @throws UserError
-void check(const RunSettings& settings);
-
 /// All settings with their values in TOML, as `--config` takes them.
 /// @throws UserError  a text in them that CLI11's TOML cannot hold
 std::string to_toml(const RunSettings& settings);

@@ -1,13 +1,10 @@
 #include "training/pretrainer.h"
 
 #include "data/augment.h"
-#include "data/random.h"
 #include "error.h"
 #include "training/learning_rate.h"
 #include "training/loss.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/utils.h>
 
@@ -58,20 +55,18 @@ std::string describe(const at::Tensor& tensor) {
 Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const NormFactory& teacher_norm)
     : data_(std::move(data)),
       options_(seeded(resolve(options, data_.source->size(), data_.source->shape()))),
-      sampler_(data_.source->size(), options_.batch_size, options_.seed),
+      batches_(make_training_batches(data_, options_.augment, options_.batch_size, options_.seed, *options_.steps)),
       student_(options_.model, BranchImpl::Side::Student, batch_norm()),
       teacher_(student_,
                Branch(options_.model, BranchImpl::Side::Teacher, teacher_norm ? teacher_norm : norm_of(options_.bn)),
                *options_.steps, options_.param_momentum),
       optimiser_(*student_, options_.sgd_momentum, options_.weight_decay) {}
 
-at::Tensor Pretrainer::next_views() {
-  const at::Tensor& images = dynamic_cast<const TensorSource&>(*data_.source).images();
-  const at::Tensor batch = to_unit_range(images.index_select(0, sampler_.batch(steps_done_)));
-  at::Generator generator =
-      at::make_generator<at::CPUGeneratorImpl>(derived_seed(options_.seed, Purpose::Augment, steps_done_));
-  const AugmentDraw draw = draw_augmentations(2 * options_.batch_size, options_.augment, generator);
-  return standardise_(apply_augmentations(at::cat({batch, batch}), draw), data_.pixels);
+at::Tensor Pretrainer::view(const TrainingBatch& batch, int64_t which) const {
+  const ViewPlace first{.seed = options_.seed, .step = steps_done_, .view = which, .place = 0};
+  const ViewDraw draw =
+      draw_view(options_.augment, first, options_.batch_size, data_.source->shape(), /*crop=*/!batch.cropped);
+  return standardise_(augment(batch.views.at(static_cast<size_t>(which)), draw), data_.pixels);
 }
 
 StepReport Pretrainer::step() {
@@ -82,7 +77,8 @@ StepReport Pretrainer::step() {
   report.param_momentum = teacher_->param_momentum();
   report.bn_momentum = bn_momentum(*teacher_.ptr());
 
-  const std::vector<at::Tensor> views = next_views().chunk(2);
+  const TrainingBatch batch = batches_->batch(steps_done_);
+  const std::array<at::Tensor, 2> views = {view(batch, 0), view(batch, 1)};
   teacher_.update();
   const at::Tensor target1 = teacher_.forward(views[0]);
   const at::Tensor target2 = teacher_.forward(views[1]);

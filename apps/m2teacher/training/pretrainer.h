@@ -1,8 +1,6 @@
 #pragma once
 
-#include "data/batch_sampler.h"
-#include "data/data_options.h"
-#include "data/image_source.h"
+#include "data/training_batches.h"
 #include "models/branch.h"
 #include "training/options.h"
 #include "training/sgd.h"
@@ -22,13 +20,6 @@ struct StepReport {
   double learning_rate = 0;
   double param_momentum = 0;  ///< weight of the teacher's own parameters in this step's update
   double bn_momentum = 0;     ///< weight of the batch in the teacher's normalisation
-};
-
-/// The images to train on, and how to read and standardise them.
-struct TrainingData {
-  std::shared_ptr<const ImageSource> source;
-  PixelStatistics pixels;
-  LoaderOptions loader;
 };
 
 /// Momentum^2 Teacher (arXiv 2101.07525): a student with a predictor learns to predict, from one view of an image, what
@@ -73,12 +64,12 @@ class Pretrainer {
   void load_state(const std::map<std::string, at::Tensor>& state);
 
  private:
-  /// Two views of a batch of images: (2 B, C, H, W), standardised, the first views first.
-  at::Tensor next_views();
+  /// One view of a batch of images: (B, C, H, W), standardised.
+  at::Tensor view(const TrainingBatch& batch, int64_t which) const;
 
   TrainingData data_;
   PretrainOptions options_;
-  BatchSampler sampler_;
+  std::unique_ptr<TrainingBatches> batches_;
   Branch student_;
   momentum_bn::MomentumTeacher<Branch> teacher_;
   Sgd optimiser_;

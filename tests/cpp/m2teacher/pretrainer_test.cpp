@@ -19,7 +19,7 @@ PretrainOptions small_recipe(int64_t steps) {
   options.model.projector_out = 16;
   options.steps = steps;
   options.batch_size = 16;
-  options.warmup_steps = 5;
+  options.warmup_steps = std::min<int64_t>(5, steps);
   return options;
 }
 

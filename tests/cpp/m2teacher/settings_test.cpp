@@ -118,17 +118,6 @@ TEST(RunSettings, ErrorsNameTheFileAndTheSetting) {
   expect_user_error([] { read_config("/"); }, "/: cannot be read");
 }
 
-TEST(RunSettings, AreCheckedBesideEachOther) {
-  const auto refuse = [](const std::string& text, const std::string& part) {
-    expect_user_error([&] { check(parse_toml("[pretrain]\n" + text, "file")); }, part);
-  };
-  refuse("min-area = 0.5\nmax-area = 0.4\n", "--min-area: got 0.5, expected at most --max-area, 0.4");
-  refuse("max-blur-sigma = 0.05\n", "--min-blur-sigma: got 0.1, expected at most --max-blur-sigma, 0.05");
-  refuse("steps = 5\nwarmup-steps = 6\n", "--warmup-steps: got 6, expected at most --steps, 5");
-  EXPECT_NO_THROW(check(parse_toml("[pretrain]\nsteps = 5\nwarmup-steps = 5\nmin-area = 1\n", "file")));
-  EXPECT_NO_THROW(check(unusual()));
-}
-
 TEST(FixedSettings, AreWhatResultsDependOn) {
   std::set<std::string> names;
   for (const NamedValue& setting : fixed_settings(RunSettings())) {

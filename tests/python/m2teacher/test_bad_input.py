@@ -41,7 +41,7 @@ def test_command_line(m2teacher: Run, data: Path, tmp_path: Path) -> None:
     refused(m2teacher, *pretrain_arguments(data, out), "--steps", 3, says="--steps")
     refuse("--fast", fast="yes")
     refuse("--batch-size: 1001 is more than the 1000 training images", batch_size=1001)
-    refuse("--min-area: got 1, expected at most --max-area, 0.5", min_area=1, max_area=0.5)
+    refuse("--min-area: got 1, expected at most --max-area (0.5)", min_area=1, max_area=0.5)
     assert not out.exists()
 
 
