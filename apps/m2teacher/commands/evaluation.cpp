@@ -1,5 +1,6 @@
 #include "commands/evaluation.h"
 
+#include "commands/unreadable.h"
 #include "error.h"
 
 #include <iostream>
@@ -7,7 +8,9 @@
 namespace m2teacher {
 
 LabelledFeatures Evaluation::features(Encoder encoder, const std::shared_ptr<const ImageSource>& images) const {
-  return encode(encoder, images, images->size(), checkpoint.trained_on.pixels, data.loader);
+  LabelledFeatures found = encode(encoder, images, images->size(), checkpoint.trained_on.pixels, data.loader);
+  report_unreadable(*images);
+  return found;
 }
 
 Evaluation open_evaluation(const EvaluationSource& source) {

@@ -3,6 +3,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/run_folder.h"
 #include "commands/stop_signal.h"
+#include "commands/unreadable.h"
 #include "data/load_dataset.h"
 #include "error.h"
 #include "eval/quick_knn.h"
@@ -146,6 +147,7 @@ void train(Run& run, const StopSignal& stop) {
     }
   }
   progress.end();
+  report_unreadable(*run.dataset.train);
   const int64_t step = run.pretrainer.steps_done();
   if (run.saved != step) {
     save(run);

@@ -1,10 +1,12 @@
 """A tiny data set in Fashion-MNIST's format, and the trainer to run on it."""
 
+import csv
 import gzip
 import os
 import struct
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,11 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 TRAIN, TEST = 1000, 40
 
+# The last two columns of metrics.csv hold times.
+TIMES = 2
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -71,15 +77,19 @@ def m2teacher(binary: Path) -> Run:
     return run
 
 
-def recipe(data: Path, **options: object) -> list[str]:
-    """Options for a short training of a small model; `options` in place of or beside those below."""
-    chosen: dict[str, object] = {"data": f"idx:{data}", "threads": 1, "architecture": "small", "widths": "8,16"}
+def recipe(data: Path | str, **options: object) -> list[str]:
+    """Options for a short training of a small model; `options` in place of or beside those below.
+
+    data is the folder of an IDX data set, or what --data takes.
+    """
+    spec = data if isinstance(data, str) else f"idx:{data}"
+    chosen: dict[str, object] = {"data": spec, "threads": 1, "architecture": "small", "widths": "8,16"}
     chosen |= {"projector_hidden": 16, "predictor_hidden": 16, "projector_out": 8, "steps": 30, "batch_size": 8}
     chosen |= {"warmup_steps": 5, "learning_rate": 0.1} | options
     return [text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def pretrain_arguments(data: Path, out: Path, **options: object) -> list[str]:
+def pretrain_arguments(data: Path | str, out: Path, **options: object) -> list[str]:
     return ["pretrain", *recipe(data, **({"eval_every": 10} | options)), "--out", str(out)]
 
 
@@ -108,3 +118,35 @@ def trained(m2teacher: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def checkpoint_of(run: Path, step: int = 30) -> Path:
     return run / f"checkpoint-{step:08}.safetensors"
+
+
+def metrics(run: Path) -> list[list[str]]:
+    with (run / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0][-TIMES:] == ["seconds", "images_per_second"]
+    return [row[:-TIMES] for row in rows]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, "the run ended early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def start(binary: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the trainer without waiting for its end."""
+    started = []
+
+    def run(*arguments: object) -> subprocess.Popen[str]:
+        command = [str(binary), *map(str, arguments)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()

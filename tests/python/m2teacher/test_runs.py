@@ -1,6 +1,5 @@
 """Runs that are stopped, killed, damaged and taken up again end as if nothing had happened."""
 
-import csv
 import gzip
 import os
 import random
@@ -13,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Run, checkpoint_of, pretrain_arguments
+from .conftest import Run, Start, checkpoint_of, metrics, pretrain_arguments, wait_for
 
-# The last two columns of metrics.csv hold times.
-TIMES = 2
 # Steps that take a second or two: enough for moments to differ.
 STEPS = 240
 # What a measurement raises: kills of one run.
@@ -26,13 +23,6 @@ KILLS = int(os.environ.get("M2TEACHER_KILLS", "3"))
 def long_run(data: Path, out: Path, **options: object) -> list[str]:
     # 7 steps between checkpoints: most do not end a row of metrics.csv.
     return pretrain_arguments(data, out, **({"steps": STEPS, "checkpoint_every": 7, "eval_every": 25} | options))
-
-
-def metrics(run: Path) -> list[list[str]]:
-    with (run / "metrics.csv").open(newline="") as stream:
-        rows = list(csv.reader(stream))
-    assert rows[0][-TIMES:] == ["seconds", "images_per_second"]
-    return [row[:-TIMES] for row in rows]
 
 
 def assert_same_end(run: Path, uninterrupted: Path, steps: int = STEPS) -> None:
@@ -51,34 +41,6 @@ def uninterrupted(m2teacher: Run, data: Path, tmp_path: Path) -> Path:
     result = m2teacher(*long_run(data, out))
     assert result.returncode == 0, result.stderr
     return out
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, "the run ended early"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-@pytest.fixture
-def start(binary: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts the trainer without waiting for its end."""
-    started = []
-
-    def run(*arguments: object) -> subprocess.Popen[str]:
-        command = [str(binary), *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-Start = Callable[..., subprocess.Popen[str]]
 
 
 def test_killed_at_random_moments(
