@@ -2,9 +2,11 @@
 
 #include "data/augment.h"
 #include "error.h"
+#include "models/view_order.h"
 #include "training/learning_rate.h"
 #include "training/loss.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/utils.h>
 
@@ -44,6 +46,29 @@ void add_module(std::map<std::string, at::Tensor>& state, const std::string& pre
   }
 }
 
+/// Convolutions and linear layers in bfloat16 while it lives, in this thread.
+class Autocast {
+ public:
+  explicit Autocast(Precision precision) : on_(precision == Precision::BFloat16) {
+    if (on_) {
+      at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+      at::autocast::set_autocast_enabled(at::kCPU, true);
+      // Weights change from step to step, and the cache would be shared by the two views' threads.
+      at::autocast::set_autocast_cache_enabled(false);
+    }
+  }
+  ~Autocast() {
+    if (on_) {
+      at::autocast::set_autocast_enabled(at::kCPU, false);
+    }
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+
+ private:
+  bool on_;
+};
+
 std::string describe(const at::Tensor& tensor) {
   std::ostringstream text;
   text << at::toString(tensor.scalar_type()) << " of shape " << tensor.sizes();
@@ -56,13 +81,14 @@ Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const 
     : data_(std::move(data)),
       options_(seeded(resolve(options, data_.source->size(), data_.source->shape()))),
       batches_(make_training_batches(data_, options_.augment, options_.batch_size, options_.seed, *options_.steps)),
-      student_(options_.model, BranchImpl::Side::Student, batch_norm()),
+      student_(options_.model, BranchImpl::Side::Student, in_view_order(batch_norm())),
       teacher_(student_,
-               Branch(options_.model, BranchImpl::Side::Teacher, teacher_norm ? teacher_norm : norm_of(options_.bn)),
+               Branch(options_.model, BranchImpl::Side::Teacher,
+                      in_view_order(teacher_norm ? teacher_norm : norm_of(options_.bn))),
                *options_.steps, options_.param_momentum),
       optimiser_(*student_, options_.sgd_momentum, options_.weight_decay) {}
 
-at::Tensor Pretrainer::view(const TrainingBatch& batch, int64_t which) const {
+at::Tensor Pretrainer::make_view(const TrainingBatch& batch, int64_t which) const {
   const ViewPlace first{.seed = options_.seed, .step = steps_done_, .view = which, .place = 0};
   const ViewDraw draw =
       draw_view(options_.augment, first, options_.batch_size, data_.source->shape(), /*crop=*/!batch.cropped);
@@ -78,16 +104,34 @@ StepReport Pretrainer::step() {
   report.bn_momentum = bn_momentum(*teacher_.ptr());
 
   const TrainingBatch batch = batches_->batch(steps_done_);
-  const std::array<at::Tensor, 2> views = {view(batch, 0), view(batch, 1)};
-  teacher_.update();
-  const at::Tensor target1 = teacher_.forward(views[0]);
-  const at::Tensor target2 = teacher_.forward(views[1]);
-  const at::Tensor loss = cosine_loss(student_(views[0]), target2) + cosine_loss(student_(views[1]), target1);
-  loss.backward();
+  std::array<at::Tensor, 2> views;
+  threads_.run([&](int64_t view) {
+    if (view == 1) {
+      teacher_.update();
+    }
+    views.at(view) = make_view(batch, view);
+  });
+  std::array<at::Tensor, 2> targets;
+  threads_.run([&](int64_t view) {
+    const Autocast autocast(options_.precision);
+    targets.at(view) = teacher_.forward(views.at(view));
+  });
+  std::array<double, 2> losses{};
+  threads_.run([&](int64_t view) {
+    at::Tensor prediction;
+    {
+      const Autocast autocast(options_.precision);
+      prediction = student_(views.at(view));
+    }
+    const at::Tensor loss = cosine_loss(prediction, targets.at(1 - view));
+    // Both views add to the same gradients, under a lock of torch's: two numbers have the same sum in either order.
+    loss.backward();
+    losses.at(view) = loss.item<double>();
+  });
   optimiser_.step(report.learning_rate);
 
   ++steps_done_;
-  report.loss = loss.item<double>();
+  report.loss = losses[0] + losses[1];
   return report;
 }
 

@@ -4,9 +4,11 @@
 #include "models/branch.h"
 #include "training/options.h"
 #include "training/sgd.h"
+#include "training/view_threads.h"
 
 #include <momentum_bn/teacher.h>
 
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -65,7 +67,7 @@ class Pretrainer {
 
  private:
   /// One view of a batch of images: (B, C, H, W), standardised.
-  at::Tensor view(const TrainingBatch& batch, int64_t which) const;
+  at::Tensor make_view(const TrainingBatch& batch, int64_t which) const;
 
   TrainingData data_;
   PretrainOptions options_;
@@ -73,6 +75,7 @@ class Pretrainer {
   Branch student_;
   momentum_bn::MomentumTeacher<Branch> teacher_;
   Sgd optimiser_;
+  ViewThreads threads_;
   int64_t steps_done_ = 0;
 };
 
