@@ -3,8 +3,7 @@
 #include "data/data_options.h"
 #include "data/prefetcher.h"
 #include "error.h"
-
-#include <ATen/Parallel.h>
+#include "threads.h"
 
 #include <algorithm>
 #include <chrono>
@@ -24,7 +23,7 @@ typename Prefetcher<Batch>::Options prefetch_options(const LoaderOptions& option
 }
 
 /// For threads that read images: tensor operations in them start no threads of their own.
-inline void use_one_thread() { at::set_num_threads(1); }
+inline void use_one_thread() { set_threads_of_this_thread(1); }
 
 /// @throws UserError  nothing came in for too long
 template <typename Batch>

@@ -128,7 +128,7 @@ StepReport Pretrainer::step() {
     loss.backward();
     losses.at(view) = loss.item<double>();
   });
-  optimiser_.step(report.learning_rate);
+  threads_.run([&](int64_t half) { optimiser_.step(report.learning_rate, half, 2); });
 
   ++steps_done_;
   report.loss = losses[0] + losses[1];

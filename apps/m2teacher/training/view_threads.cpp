@@ -2,6 +2,8 @@
 
 #include "models/view_order.h"
 
+#include "threads.h"
+
 #include <ATen/Parallel.h>
 
 namespace m2teacher {
@@ -24,8 +26,8 @@ class ViewScope {
 /// torch's number of threads belongs to the calling thread, too.
 class ThreadCount {
  public:
-  explicit ThreadCount(int count) : before_(at::get_num_threads()) { at::set_num_threads(count); }
-  ~ThreadCount() { at::set_num_threads(before_); }
+  explicit ThreadCount(int count) : before_(at::get_num_threads()) { set_threads_of_this_thread(count); }
+  ~ThreadCount() { set_threads_of_this_thread(before_); }
   ThreadCount(const ThreadCount&) = delete;
   ThreadCount& operator=(const ThreadCount&) = delete;
 
@@ -101,7 +103,7 @@ void ViewThreads::serve() {
     }
     if (threads != threads_each_) {
       threads = threads_each_;
-      at::set_num_threads(threads);
+      set_threads_of_this_thread(threads);
     }
     const Work& work = *work_;
     const ViewScope scope(1, runs_, failed_);
