@@ -37,12 +37,12 @@ def bars(count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.nda
     return images, labels
 
 
-def write_data(folder: Path) -> None:
-    """The four files of the MNIST family, two of them compressed."""
+def write_data(folder: Path, train: int = TRAIN, test: int = TEST) -> None:
+    """The four files of the MNIST family, two of them compressed, with so many images."""
     folder.mkdir()
     generator = np.random.default_rng(0)
-    train_images, train_labels = bars(TRAIN, generator)
-    test_images, test_labels = bars(TEST, generator)
+    train_images, train_labels = bars(train, generator)
+    test_images, test_labels = bars(test, generator)
     write_idx(folder / "train-images-idx3-ubyte.gz", train_images)
     write_idx(folder / "train-labels-idx1-ubyte", train_labels)
     write_idx(folder / "t10k-images-idx3-ubyte.gz", test_images)
