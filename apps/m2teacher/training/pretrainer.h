@@ -39,6 +39,9 @@ class Pretrainer {
   /// @throws UserError  an image could not be read
   StepReport step();
 
+  /// Other batches than the images' own, for measurements.
+  void set_batches(std::unique_ptr<TrainingBatches> batches) { batches_ = std::move(batches); }
+
   /// The resolved ones.
   const PretrainOptions& options() const { return options_; }
   const PixelStatistics& pixels() const { return data_.pixels; }

@@ -4,6 +4,8 @@
 #include "expect_user_error.h"
 #include "synthetic_images.h"
 
+#include <ATen/Parallel.h>
+
 #include <cmath>
 #include <numbers>
 #include <set>
@@ -157,6 +159,31 @@ TEST(Pretrainer, BatchNormInTheTeacher) {
   pretrainer.step();
   EXPECT_FALSE(pretrainer.state().contains("teacher.encoder.bn1.view_count"));
   EXPECT_TRUE(pretrainer.state().contains("teacher.encoder.bn1.running_mean"));
+}
+
+TEST(Pretrainer, TwoThreadsGiveTheSameBitsEveryTime) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(2);
+  const std::vector<double> expected = losses(small_recipe(4));
+  for (int again = 0; again < 20; ++again) {
+    EXPECT_EQ(losses(small_recipe(4)), expected);
+  }
+  at::set_num_threads(before);
+}
+
+TEST(Pretrainer, BFloat16IsNearFloat32AndKeepsFloat32State) {
+  PretrainOptions options = small_recipe(100);
+  const std::vector<double> exact = losses(options);
+  options.precision = Precision::BFloat16;
+  const std::vector<double> rounded = losses(options);
+  EXPECT_NEAR(rounded[0], exact[0], 0.05);
+  EXPECT_NE(rounded[0], exact[0]);
+  EXPECT_NEAR(rounded.back(), exact.back(), 0.3 * exact.back());
+  Pretrainer pretrainer(options, bar_data(100));
+  pretrainer.step();
+  for (const auto& [name, tensor] : pretrainer.state()) {
+    EXPECT_NE(tensor.scalar_type(), at::kBFloat16) << name;
+  }
 }
 
 TEST(BatchSampler, VisitsEveryImageOncePerEpoch) {
