@@ -38,7 +38,7 @@ def test_no_leaks(binary: Path, data: Path, tmp_path: Path, leak_sanitizer: dict
         assert result.returncode == 0, result.stderr
         assert "Processing thread" in result.stderr
 
-    call(*pretrain_arguments(data, run, checkpoint_every=4))
+    call(*pretrain_arguments(data, run, checkpoint_every=4, threads=2))
     checkpoint_of(run).unlink()
     call("pretrain", "--resume", run)
     call("linear", "--checkpoint", run)
