@@ -46,9 +46,19 @@ torch::nn::Conv2d conv(int64_t in_channels, int64_t out_channels, int64_t kernel
   torch::nn::Conv2d made(
       torch::nn::Conv2dOptions(in_channels, out_channels, kernel).stride(stride).padding((kernel - 1) / 2).bias(false));
   torch::nn::init::kaiming_normal_(made->weight, /*a=*/0, torch::kFanOut, torch::kReLU);
-  // The layout of the weight decides that of the output; the input's says nothing where it has one channel.
   made->weight.set_data(made->weight.contiguous(at::MemoryFormat::ChannelsLast));
   return made;
+}
+
+/// The same images, in strides that say channels last even where there is one channel, which torch would otherwise take
+/// for NCHW: the convolution's output would be too, and would have to be copied.
+at::Tensor in_channels_last(const at::Tensor& images) {
+  if (images.size(1) > 1) {
+    return images.contiguous(at::MemoryFormat::ChannelsLast);
+  }
+  const int64_t height = images.size(2);
+  const int64_t width = images.size(3);
+  return images.contiguous().as_strided(images.sizes(), {height * width, 1, width, 1});
 }
 
 std::vector<ResidualBlockImpl::Layer> block_layers(Architecture architecture, int64_t width, int64_t stride) {
@@ -111,7 +121,7 @@ void EncoderImpl::add_stage(int64_t number, int64_t& channels, int64_t blocks, i
 }
 
 at::Tensor EncoderImpl::forward(const at::Tensor& images) {
-  at::Tensor x = bn1_->forward(conv1_(images).contiguous(at::MemoryFormat::ChannelsLast));
+  at::Tensor x = bn1_->forward(conv1_(in_channels_last(images)));
   if (max_pool_) {
     x = at::max_pool2d(x, {3, 3}, {2, 2}, {1, 1});
   }

@@ -103,16 +103,19 @@ StepReport Pretrainer::step() {
   report.param_momentum = teacher_->param_momentum();
   report.bn_momentum = bn_momentum(*teacher_.ptr());
 
-  const TrainingBatch batch = batches_->batch(steps_done_);
-  std::array<at::Tensor, 2> views;
+  // Whatever torch could divide among its threads is done in here: threads of its own would be in the way of these.
+  TrainingBatch batch;
   threads_.run([&](int64_t view) {
-    if (view == 1) {
+    if (view == 0) {
+      batch = batches_->batch(steps_done_);
+    } else {
       teacher_.update();
     }
-    views.at(view) = make_view(batch, view);
   });
+  std::array<at::Tensor, 2> views;
   std::array<at::Tensor, 2> targets;
   threads_.run([&](int64_t view) {
+    views.at(view) = make_view(batch, view);
     const Autocast autocast(options_.precision);
     targets.at(view) = teacher_.forward(views.at(view));
   });
