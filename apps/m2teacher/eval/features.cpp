@@ -2,12 +2,15 @@
 
 #include "data/augment.h"
 #include "data/batch_sampler.h"
+#include "data/evaluation_batches.h"
+#include "error.h"
 
 #include <ATen/ops/cat.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace m2teacher {
 namespace {
@@ -27,6 +30,27 @@ at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatist
     features.push_back(encoder(standardise_(to_unit_range(batch), pixels)));
   }
   return at::cat(features);
+}
+
+LabelledFeatures encode(Encoder& encoder, const std::shared_ptr<const ImageSource>& images, int64_t count,
+                        const PixelStatistics& pixels, const LoaderOptions& loader) {
+  const auto batches = make_evaluation_batches(images, count, kEncodeBatch, loader);
+  std::vector<at::Tensor> features;
+  std::vector<at::Tensor> index;
+  while (const std::optional<EvaluationBatch> batch = batches->next()) {
+    if (batch->images.size(0) > 0) {
+      features.push_back(encode(encoder, batch->images, pixels));
+      index.push_back(batch->index);
+    }
+  }
+  if (features.empty()) {
+    throw UserError("--data: none of the images can be read");
+  }
+  LabelledFeatures out{.features = at::cat(features), .labels = {}, .index = at::cat(index)};
+  if (images->labels().defined()) {
+    out.labels = images->labels().index_select(0, out.index);
+  }
+  return out;
 }
 
 at::Tensor raw_pixels(const at::Tensor& images) { return to_unit_range(images).flatten(1); }

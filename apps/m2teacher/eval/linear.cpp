@@ -118,4 +118,12 @@ double few_labels_accuracy(const LabelledFeatures& train, const LabelledFeatures
   return sum / static_cast<double>(options.draws);
 }
 
+double probe_accuracy(const LabelledFeatures& train, const LabelledFeatures& test, int64_t classes,
+                      int64_t labels_per_class, uint64_t seed) {
+  if (labels_per_class == 0) {
+    return linear_accuracy(train, test, classes, {.seed = seed});
+  }
+  return few_labels_accuracy(train, test, classes, {.labels_per_class = labels_per_class, .seed = seed});
+}
+
 }  // namespace m2teacher
