@@ -40,7 +40,7 @@ export CMAKE_EXECUTABLE = $(shell command -v cmake)
 BUILD := cmake --build --preset release
 BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 
-.PHONY: help setup demo report test sanitize bench lint clean system-packages FORCE
+.PHONY: help setup demo report study test sanitize bench lint clean system-packages FORCE
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -53,6 +53,9 @@ demo: setup ## train a teacher on Fashion-MNIST and report on it in runs/demo (s
 report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo)
 	@$(if $(RUN),,echo "make report RUN=FOLDER: which run?" >&2; exit 2;) \
 	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh $(RUN)
+
+study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (some 40 minutes)
+	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study
 
 test: setup ## run all tests: C++, Python, packaging
 	@echo "-- building the tests"
