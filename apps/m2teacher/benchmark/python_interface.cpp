@@ -5,6 +5,7 @@
 #include "benchmark/published_norm.h"
 #include "data/load_dataset.h"
 #include "error.h"
+#include "settings/run_settings.h"
 #include "training/pretrainer.h"
 
 #include <c10/util/Exception.h>
@@ -47,7 +48,7 @@ PretrainOptions recipe(const std::string& architecture, int64_t batch_size) {
   PretrainOptions options;
   options.model.encoder.architecture = parse_architecture(architecture);
   if (options.model.encoder.architecture == Architecture::Small) {
-    options = fashion_mnist_recipe();
+    options = read_config(M2TEACHER_RECIPES "/fashion_mnist.toml").recipe;
   }
   options.batch_size = batch_size;
   options.steps = kEndlessSteps;

@@ -2,6 +2,7 @@
 
 #include "benchmark/published_norm.h"
 #include "expect_user_error.h"
+#include "settings/run_settings.h"
 #include "synthetic_images.h"
 
 #include <ATen/Parallel.h>
@@ -14,7 +15,7 @@ namespace m2teacher {
 namespace {
 
 PretrainOptions small_recipe(int64_t steps) {
-  PretrainOptions options = fashion_mnist_recipe();
+  PretrainOptions options = read_config(M2TEACHER_RECIPES "/fashion_mnist.toml").recipe;
   options.model.encoder.widths = {8, 16};
   options.model.projector_hidden = 32;
   options.model.predictor_hidden = 32;
