@@ -61,9 +61,6 @@ std::string joined(const Texts& texts) {
   return line;
 }
 
-constexpr const char* kWhole = "N";
-constexpr const char* kReal = "X";
-
 }  // namespace
 
 std::string Flag::text() const { return joined(values()); }
@@ -103,45 +100,34 @@ CLI::Option* Flags::add(const std::string& name, const std::string& type, size_t
   return option;
 }
 
-void Flags::number(const std::string& name, int64_t& value, Range<int64_t> range, const std::string& description) {
-  add(
-      name, kWhole, 1, 1, [&value](const Texts& texts) { value = number_of<int64_t>(texts.front()); },
-      [&value] { return Texts{text_of(value)}; }, check_range(range), description);
+template <typename Value>
+void Flags::number(const std::string& name, Value& value, RangeOf<Value> range, const std::string& description,
+                   const std::string& open) {
+  using Number = typename PlainNumber<Value>::Type;
+  using Wide = decltype(range.low);
+  const auto set = [&value](const Texts& texts) { value = static_cast<Number>(number_of<Wide>(texts.front())); };
+  const auto values = [&value]() -> Texts {
+    if constexpr (std::is_same_v<Value, Number>) {
+      return {text_of(static_cast<Wide>(value))};
+    } else {
+      return value ? Texts{text_of(*value)} : Texts{};
+    }
+  };
+  const char* type = std::is_floating_point_v<Number> ? "X" : "N";
+  CLI::Option* option = add(name, type, 1, 1, set, values, check_range(range), description);
+  if (values().empty()) {
+    option->default_str(open);
+  }
 }
 
-void Flags::number(const std::string& name, int& value, Range<int64_t> range, const std::string& description) {
-  add(
-      name, kWhole, 1, 1, [&value](const Texts& texts) { value = number_of<int>(texts.front()); },
-      [&value] { return Texts{text_of(int64_t{value})}; }, check_range(range), description);
-}
-
-void Flags::number(const std::string& name, uint64_t& value, Range<int64_t> range, const std::string& description) {
-  add(
-      name, kWhole, 1, 1, [&value](const Texts& texts) { value = number_of<uint64_t>(texts.front()); },
-      [&value] { return Texts{std::to_string(value)}; }, check_range(range), description);
-}
-
-void Flags::number(const std::string& name, double& value, Range<double> range, const std::string& description) {
-  add(
-      name, kReal, 1, 1, [&value](const Texts& texts) { value = number_of<double>(texts.front()); },
-      [&value] { return Texts{text_of(value)}; }, check_range(range), description);
-}
-
-void Flags::number(const std::string& name, std::optional<int64_t>& value, Range<int64_t> range,
-                   const std::string& unset, const std::string& description) {
-  add(
-      name, kWhole, 1, 1, [&value](const Texts& texts) { value = number_of<int64_t>(texts.front()); },
-      [&value] { return value ? Texts{text_of(*value)} : Texts{}; }, check_range(range), description)
-      ->default_str(value ? text_of(*value) : unset);
-}
-
-void Flags::number(const std::string& name, std::optional<double>& value, Range<double> range, const std::string& unset,
-                   const std::string& description) {
-  add(
-      name, kReal, 1, 1, [&value](const Texts& texts) { value = number_of<double>(texts.front()); },
-      [&value] { return value ? Texts{text_of(*value)} : Texts{}; }, check_range(range), description)
-      ->default_str(value ? text_of(*value) : unset);
-}
+template void Flags::number(const std::string&, int64_t&, RangeOf<int64_t>, const std::string&, const std::string&);
+template void Flags::number(const std::string&, int&, RangeOf<int>, const std::string&, const std::string&);
+template void Flags::number(const std::string&, uint64_t&, RangeOf<uint64_t>, const std::string&, const std::string&);
+template void Flags::number(const std::string&, double&, RangeOf<double>, const std::string&, const std::string&);
+template void Flags::number(const std::string&, std::optional<int64_t>&, RangeOf<int64_t>, const std::string&,
+                            const std::string&);
+template void Flags::number(const std::string&, std::optional<double>&, RangeOf<double>, const std::string&,
+                            const std::string&);
 
 void Flags::numbers(const std::string& name, std::vector<int64_t>& value, Range<int64_t> range, size_t least,
                     size_t most, const std::string& description) {

@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace m2teacher {
@@ -17,6 +18,19 @@ struct Range {
   Number low;
   Number high = std::numeric_limits<Number>::max();  ///< none
 };
+
+/// The plain number in a variable that may be optional.
+template <typename Value>
+struct PlainNumber {
+  using Type = Value;
+};
+template <typename Value>
+struct PlainNumber<std::optional<Value>> {
+  using Type = Value;
+};
+
+template <typename Value>
+using RangeOf = Range<std::conditional_t<std::is_floating_point_v<typename PlainNumber<Value>::Type>, double, int64_t>>;
 
 /// An option of a command whose value can be read and set by its name, as text: what the command line takes and what
 /// config.toml holds.
@@ -44,15 +58,12 @@ class Flags {
 
   // Each refuses what is out of range in words that name the option, what came and what is allowed. What a variable
   // holds now is the default; a description ends with its source.
-  void number(const std::string& name, int64_t& value, Range<int64_t> range, const std::string& description);
-  void number(const std::string& name, int& value, Range<int64_t> range, const std::string& description);
-  void number(const std::string& name, uint64_t& value, Range<int64_t> range, const std::string& description);
-  void number(const std::string& name, double& value, Range<double> range, const std::string& description);
-  /// @param unset  what --help shows for the default, which depends on other things
-  void number(const std::string& name, std::optional<int64_t>& value, Range<int64_t> range, const std::string& unset,
-              const std::string& description);
-  void number(const std::string& name, std::optional<double>& value, Range<double> range, const std::string& unset,
-              const std::string& description);
+
+  /// @tparam Value  int64_t, int, uint64_t, double, or an optional int64_t or double, which is open while it is unset
+  /// @param open    what --help shows where it is open: what it depends on
+  template <typename Value>
+  void number(const std::string& name, Value& value, RangeOf<Value> range, const std::string& description,
+              const std::string& open = "");
   /// A list, separated by commas, of `least` to `most` numbers.
   void numbers(const std::string& name, std::vector<int64_t>& value, Range<int64_t> range, size_t least, size_t most,
                const std::string& description);

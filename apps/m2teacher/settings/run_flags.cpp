@@ -67,15 +67,16 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
   flags.group("Training");
   flags.number("--batch-size", recipe.batch_size, {2}, "Images per step, each seen in two views (published code)");
   flags.number("--epochs", recipe.epochs, {1e-6, 1e6}, "Passes over the images (paper)");
-  flags.number("--steps", recipe.steps, {1}, "--epochs times the batches in them", "Training steps (ours)");
+  flags.number("--steps", recipe.steps, {1}, "Training steps (ours)", "--epochs times the batches in them");
   flags.number("--warmup-epochs", recipe.warmup_epochs, {0, 1e6},
                "Passes over which the learning rate rises (published code)");
-  flags.number("--warmup-steps", recipe.warmup_steps, {0}, "--warmup-epochs, at most a tenth of the steps",
-               "Steps over which the learning rate rises (ours)");
+  flags.number("--warmup-steps", recipe.warmup_steps, {0}, "Steps over which the learning rate rises (ours)",
+               "--warmup-epochs, at most a tenth of the steps");
   flags.number("--base-learning-rate", recipe.base_learning_rate, {0, 1000},
                "Peak of the learning rate at a batch of 256 images; scales with the batch (published code)");
-  flags.number("--learning-rate", recipe.learning_rate, {0, 1000}, "--base-learning-rate * --batch-size / 256",
-               "Peak of the learning rate, which then falls by a cosine (published code)");
+  flags.number("--learning-rate", recipe.learning_rate, {0, 1000},
+               "Peak of the learning rate, which then falls by a cosine (published code)",
+               "--base-learning-rate * --batch-size / 256");
   flags.number("--sgd-momentum", recipe.sgd_momentum, kShare, "Momentum of SGD (paper)");
   flags.number("--weight-decay", recipe.weight_decay, kShare,
                "Of all weights but biases and BatchNorm's (published code, but for leaving these out, as BYOL does)");
@@ -91,7 +92,7 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
 }  // namespace
 
 void add_threads_flag(Flags& flags, std::optional<int64_t>& threads) {
-  flags.number("--threads", threads, {1, 1024}, "one per core", "CPU threads of the networks' arithmetic (ours)");
+  flags.number("--threads", threads, {1, 1024}, "CPU threads of the networks' arithmetic (ours)", "one per core");
   flags.changeable();
 }
 
