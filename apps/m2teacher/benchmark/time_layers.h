@@ -6,7 +6,7 @@ namespace m2teacher {
 
 struct TimeLayersCommand {
   DataOptions data;
-  PretrainOptions recipe = fashion_mnist_recipe();
+  PretrainOptions recipe;
   int64_t rounds = 25;
 };
 

@@ -71,30 +71,8 @@ PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShap
   require(*options.warmup_steps <= *options.steps, "--warmup-steps", std::to_string(*options.warmup_steps),
           "at most the " + std::to_string(*options.steps) + " steps");
   if (!options.learning_rate) {
-    options.learning_rate =
-        options.base_learning_rate * static_cast<double>(options.batch_size) / kLearningRateBatch;
+    options.learning_rate = options.base_learning_rate * static_cast<double>(options.batch_size) / kLearningRateBatch;
   }
-  return options;
-}
-
-PretrainOptions fashion_mnist_recipe() {
-  PretrainOptions options;
-  options.model.encoder.architecture = Architecture::Small;
-  options.model.encoder.in_channels = 1;
-  options.model.projector_hidden = 512;
-  options.model.predictor_hidden = 512;
-  options.model.projector_out = 128;
-  options.augment.min_area = 0.45;
-  options.augment.max_aspect = std::exp(0.25);
-  options.augment.gamma = 0.5;
-  options.augment.jitter = 1;
-  options.augment.brightness = 0.2;
-  options.augment.views = {};
-  options.batch_size = 32;
-  options.steps = 3000;
-  options.warmup_steps = 50;
-  options.learning_rate = 0.1;
-  options.param_momentum = 0.97;
   return options;
 }
 

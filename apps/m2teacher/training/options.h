@@ -35,16 +35,16 @@ struct PretrainOptions {
   AugmentOptions augment;
   TeacherNorm bn = TeacherNorm::Momentum;
   Precision precision = Precision::Float32;
-  int64_t batch_size = 256;            ///< images per step, each seen in two views
-  double epochs = 100;                 ///< passes over the images
-  std::optional<int64_t> steps;        ///< unset: `epochs` passes of whole batches
-  double warmup_epochs = 10;           ///< over which the learning rate rises
-  std::optional<int64_t> warmup_steps; ///< unset: `warmup_epochs`, but no more than a tenth of the steps
-  double base_learning_rate = 0.05;    ///< for a batch of 256 images; scales with the batch
-  std::optional<double> learning_rate; ///< peak of the cosine; unset: base_learning_rate * batch_size / 256
+  int64_t batch_size = 256;             ///< images per step, each seen in two views
+  double epochs = 100;                  ///< passes over the images
+  std::optional<int64_t> steps;         ///< unset: `epochs` passes of whole batches
+  double warmup_epochs = 10;            ///< over which the learning rate rises
+  std::optional<int64_t> warmup_steps;  ///< unset: `warmup_epochs`, but no more than a tenth of the steps
+  double base_learning_rate = 0.05;     ///< for a batch of 256 images; scales with the batch
+  std::optional<double> learning_rate;  ///< peak of the cosine; unset: base_learning_rate * batch_size / 256
   double sgd_momentum = 0.9;
-  double weight_decay = 1e-4;          ///< of all weights; biases and BatchNorm's parameters do not decay
-  double param_momentum = 0.99;        ///< weight of the teacher's own parameters in the first update; rises to 1
+  double weight_decay = 1e-4;    ///< of all weights; biases and BatchNorm's parameters do not decay
+  double param_momentum = 0.99;  ///< weight of the teacher's own parameters in the first update; rises to 1
   uint64_t seed = 0;
 };
 
@@ -52,8 +52,5 @@ struct PretrainOptions {
 /// `resolve(resolve(o, ...), ...)` is `resolve(o, ...)`.
 /// @throws UserError  an option, named as on the command line, that is out of range or does not fit the images
 PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShape& shape);
-
-/// The demo's recipe: trains the small encoder on Fashion-MNIST within three minutes on two cores.
-PretrainOptions fashion_mnist_recipe();
 
 }  // namespace m2teacher
