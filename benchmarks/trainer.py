@@ -24,6 +24,7 @@ from .trainer_library import REPOSITORY, Trainer
 from .trainer_peer import NORMS, PythonTrainer, load_images
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+RECIPE = REPOSITORY / "apps/m2teacher/recipes/fashion_mnist.toml"
 FOLDER_IMAGES, FOLDER_SIDE, FOLDER_BATCH = 2000, 224, 16
 
 Rates = dict[str, list[float]]
@@ -67,7 +68,7 @@ def peer_rates(data: str, batch_size: int, rounds: int, seconds: float) -> Rates
     images = load_images(data)
     contenders: dict[str, Callable[[], object]] = {}
     for norm in NORMS:
-        contenders[f"C++, {norm}"] = partial(Trainer(f"idx:{data}", "small", norm, batch_size).steps, 1)
+        contenders[f"C++, {norm}"] = partial(Trainer(f"idx:{data}", RECIPE, norm, batch_size).steps, 1)
         contenders[f"Python, {norm}"] = partial(PythonTrainer(images, norm, batch_size).steps, 1)
     return rates_of(contenders, batch_size, rounds, seconds)
 
@@ -75,15 +76,17 @@ def peer_rates(data: str, batch_size: int, rounds: int, seconds: float) -> Rates
 def loader_rates(data: str, rounds: int, seconds: float) -> Rates:
     """With the loader and with batches that are in memory: Fashion-MNIST, and a folder of JPEG files."""
     small = {
-        "Fashion-MNIST, loader": Trainer(f"idx:{data}", "small", "momentum", 32),
-        "Fashion-MNIST, in memory": Trainer(f"idx:{data}", "small", "momentum", 32, kept=True),
+        "Fashion-MNIST, loader": Trainer(f"idx:{data}", RECIPE, "momentum", 32),
+        "Fashion-MNIST, in memory": Trainer(f"idx:{data}", RECIPE, "momentum", 32, kept=True),
     }
     rates = rates_of({name: partial(trainer.steps, 1) for name, trainer in small.items()}, 32, rounds, seconds)
     with tempfile.TemporaryDirectory() as folder:
         write_jpegs(Path(folder))
+        recipe = Path(folder) / "recipe.toml"
+        recipe.write_text('[pretrain]\narchitecture = "resnet18"\n')
         large = {
-            "JPEG folder, loader": Trainer(f"folder:{folder}", "resnet18", "momentum", FOLDER_BATCH),
-            "JPEG folder, in memory": Trainer(f"folder:{folder}", "resnet18", "momentum", FOLDER_BATCH, kept=True),
+            "JPEG folder, loader": Trainer(f"folder:{folder}", recipe, "momentum", FOLDER_BATCH),
+            "JPEG folder, in memory": Trainer(f"folder:{folder}", recipe, "momentum", FOLDER_BATCH, kept=True),
         }
         calls = {name: partial(trainer.steps, 1) for name, trainer in large.items()}
         rates |= rates_of(calls, FOLDER_BATCH, rounds, seconds)
@@ -92,12 +95,12 @@ def loader_rates(data: str, rounds: int, seconds: float) -> Rates:
     return rates
 
 
-def write_jpegs(folder: Path) -> None:
+def write_jpegs(folder: Path, count: int = FOLDER_IMAGES) -> None:
     """Smooth random pictures, as large as those that the networks see."""
     from matplotlib import image
 
     generator = torch.Generator().manual_seed(0)
-    for number in range(FOLDER_IMAGES):
+    for number in range(count):
         coarse = torch.rand(1, 3, 28, 28, generator=generator)
         smooth = torch.nn.functional.interpolate(coarse, size=(FOLDER_SIDE, FOLDER_SIDE), mode="bicubic")
         pixels = smooth.clamp(0, 1).mul(255).byte()[0].permute(1, 2, 0).contiguous().numpy()

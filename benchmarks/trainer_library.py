@@ -14,14 +14,14 @@ LIBRARY = REPOSITORY / "build/lib/libm2teacher_benchmark.so"
 class Trainer:
     """One training run.
 
-    ``norm`` of the teacher is ``momentum``, ``published`` or ``identity``; with ``kept`` a few batches are read once and
-    used again and again.
+    ``config`` is a config.toml with the recipe; ``norm`` of the teacher is ``momentum``, ``published`` or ``identity``;
+    with ``kept`` a few batches are read once and used again and again.
     """
 
-    def __init__(self, data: str, architecture: str, norm: str, batch_size: int, *, kept: bool = False) -> None:
+    def __init__(self, data: str, config: Path, norm: str, batch_size: int, *, kept: bool = False) -> None:
         self._functions = _functions()
         self._handle = self._functions.m2teacher_create(
-            data.encode(), architecture.encode(), norm.encode(), batch_size, kept
+            data.encode(), str(config).encode(), norm.encode(), batch_size, kept
         )
         if not self._handle:
             raise RuntimeError(self._functions.m2teacher_error().decode())

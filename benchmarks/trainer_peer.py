@@ -1,7 +1,7 @@
 """The demo's training in Python, as one would write it with torch: what the C++ trainer is measured against.
 
-The same networks, in the same memory format, the same augmentations by the same tensor operations (both views of a batch
-in one go), torch's fused SGD, and a foreach average of the parameters.
+The same networks, in the same memory format, the same augmentations by the same tensor operations (both views of a
+batch in one go), torch's fused SGD, and a foreach average of the parameters.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def student_norm_1d(channels: int, relu: bool) -> nn.Module:
 
 
 def _ours(layer: type[nn.Module]) -> NormFactory:
-    return lambda channels, relu: layer(
-        channels, total_iters=STEPS, inplace=True, activation="relu" if relu else None
-    )
+    return lambda channels, relu: layer(channels, total_iters=STEPS, inplace=True, activation="relu" if relu else None)
 
 
 def _published(channels: int, relu: bool) -> nn.Module:
@@ -169,9 +167,7 @@ class PythonTrainer:
         self.teacher = Branch(*NORMS[norm], predictor=False).requires_grad_(False)
         for network in (self.student, self.teacher):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.followed = [
-            p.detach() for name, p in self.student.named_parameters() if not name.startswith("predictor")
-        ]
+        self.followed = [p.detach() for name, p in self.student.named_parameters() if not name.startswith("predictor")]
         self.following = list(self.teacher.parameters())
         decayed = [p for p in self.student.parameters() if p.dim() > 1]
         undecayed = [p for p in self.student.parameters() if p.dim() <= 1]

@@ -2,9 +2,9 @@
 
 Usage: study.py OUT [--images N] [--seeds N] [--data KIND:FOLDER]. Environment: BIN (the trainer).
 
-Trains on Fashion-MNIST by the demo's recipe, whose learning rate grows with the batch and whose teacher averages over the
-same number of images. The two normalisations of a batch size and a seed are trained side by side, one thread each: they
-see the same images in the same order, and their times were taken under the same load. Writes OUT/study.md and
+Trains on Fashion-MNIST by the demo's recipe, whose learning rate grows with the batch and whose teacher averages over
+the same number of images. The two normalisations of a batch size and a seed are trained side by side, one thread each:
+they see the same images in the same order, and their times were taken under the same load. Writes OUT/study.md and
 OUT/study.json. A study that was stopped goes on where it was.
 """
 
@@ -34,7 +34,7 @@ STEP_TIME = "ms per step"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--images", type=int, default=64_000, help="seen by each training (64000)")
+    parser.add_argument("--images", type=int, default=32_000, help="seen by each training (32000)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (3)")
     parser.add_argument("--data", help="in place of Debian's dataset-fashion-mnist")
     options = parser.parse_args()
@@ -110,7 +110,9 @@ def report(results: dict[str, list[dict[str, float]]], images: int, seeds: int) 
     for batch, norm in itertools.product(BATCHES, NORMS):
         found = results[f"{norm}-{batch}"]
         cells = [spread([run[name] for run in found]) for name in names]
-        lines.append(f"| {'Momentum BatchNorm' if norm == 'momentum' else 'plain BatchNorm'}, {batch} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {'Momentum BatchNorm' if norm == 'momentum' else 'plain BatchNorm'}, {batch} | {' | '.join(cells)} |"
+        )
     lines += ["", f"Accuracy in %, mean ± standard deviation of {seeds} seeds; {images} images seen by each training."]
     lines += [verdict(results, batch) for batch in BATCHES]
     return "\n".join(lines) + "\n"

@@ -4,7 +4,6 @@
 #include "benchmark/identity_norm.h"
 #include "benchmark/published_norm.h"
 #include "data/load_dataset.h"
-#include "error.h"
 #include "settings/run_settings.h"
 #include "training/pretrainer.h"
 
@@ -44,22 +43,19 @@ class KeptBatches : public TrainingBatches {
 constexpr int64_t kKept = 4;
 constexpr int64_t kEndlessSteps = 1'000'000;
 
-PretrainOptions recipe(const std::string& architecture, int64_t batch_size) {
-  PretrainOptions options;
-  options.model.encoder.architecture = parse_architecture(architecture);
-  if (options.model.encoder.architecture == Architecture::Small) {
-    options = read_config(M2TEACHER_RECIPES "/fashion_mnist.toml").recipe;
-  }
+/// A config.toml's recipe with another batch, in which nothing runs away in the few steps of a timing.
+PretrainOptions endless_recipe(const std::string& config, int64_t batch_size) {
+  PretrainOptions options = read_config(config).recipe;
   options.batch_size = batch_size;
   options.steps = kEndlessSteps;
-  options.warmup_steps = kEndlessSteps;  // nothing runs away in the few steps of a timing
+  options.warmup_steps = kEndlessSteps;
   return options;
 }
 
 struct Trainer {
-  Trainer(const DataOptions& data, const std::string& architecture, const std::string& norm, int64_t batch_size)
+  Trainer(const DataOptions& data, const std::string& config, const std::string& norm, int64_t batch_size)
       : dataset(load_dataset(data)),
-        options(recipe(architecture, batch_size)),
+        options(endless_recipe(config, batch_size)),
         pretrainer(options, {.source = dataset.train, .pixels = dataset.pixels, .loader = data.loader},
                    teacher_norm(norm)) {}
 
@@ -91,19 +87,19 @@ auto guarded(const Call& call, decltype(call()) otherwise) -> decltype(call()) {
 
 extern "C" {
 
-/// @param data          as for --data
-/// @param architecture  as for --architecture
-/// @param norm          of the teacher: "momentum", "published" or "identity"
-/// @param kept          whether a few batches are read once and used again and again
+/// @param data    as for --data
+/// @param config  a config.toml with the recipe
+/// @param norm    of the teacher: "momentum", "published" or "identity"
+/// @param kept    whether a few batches are read once and used again and again
 /// @return null on an error
-__attribute__((visibility("default"))) void* m2teacher_create(const char* data, const char* architecture,
-                                                              const char* norm, int64_t batch_size, int kept) {
+__attribute__((visibility("default"))) void* m2teacher_create(const char* data, const char* config, const char* norm,
+                                                              int64_t batch_size, int kept) {
   using namespace m2teacher;
   return guarded(
       [&]() -> void* {
         DataOptions options;
         options.spec = parse_data_spec(data);
-        auto trainer = std::make_unique<Trainer>(options, architecture, norm, batch_size);
+        auto trainer = std::make_unique<Trainer>(options, config, norm, batch_size);
         if (kept != 0) {
           trainer->keep_batches();
         }

@@ -53,19 +53,18 @@ void run_neighbours(const NeighboursCommand& command) {
                     std::to_string(tried->size()) + (own ? " training" : " test") + " images");
   }
   Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
-  const LabelledFeatures queries = encode(encoder, tried, command.queries, evaluation.checkpoint.trained_on.pixels,
-                                          evaluation.data.loader);
+  const LabelledFeatures queries =
+      encode(encoder, tried, command.queries, evaluation.checkpoint.trained_on.pixels, evaluation.data.loader);
   const LabelledFeatures bank = evaluation.features(encoder, train);
-  at::Tensor nearest =
-      nearest_neighbours(queries.features, bank.features, command.neighbours + (own ? 1 : 0)).index;
+  at::Tensor nearest = nearest_neighbours(queries.features, bank.features, command.neighbours + (own ? 1 : 0)).index;
   if (own) {
     nearest = without_themselves(nearest);
   }
   const at::Tensor found = nearest.flatten();
   Safetensors contents;
   contents.metadata = {{"class_names", nlohmann::json(evaluation.dataset.class_names).dump()}};
-  contents.tensors.emplace("images", side_by_side(images_at(*tried, queries.index),
-                                                  images_at(*train, bank.index.index_select(0, found))));
+  contents.tensors.emplace(
+      "images", side_by_side(images_at(*tried, queries.index), images_at(*train, bank.index.index_select(0, found))));
   if (queries.labels.defined() && bank.labels.defined()) {
     contents.tensors.emplace("labels", side_by_side(queries.labels, bank.labels.index_select(0, found)));
   }

@@ -26,8 +26,8 @@ namespace {
 constexpr int64_t kBilinear = 0;
 constexpr int64_t kZeroPadding = 0;
 constexpr int64_t kChunkImages = 2000;
-constexpr double kBlurSide = 224;   // the image that sigmas are given for
-constexpr double kBlurReach = 3;    // largest standard deviations that a blur looks to either side
+constexpr double kBlurSide = 224;  // the image that sigmas are given for
+constexpr double kBlurReach = 3;   // largest standard deviations that a blur looks to either side
 constexpr double kSmallestSigma = 1e-3;
 constexpr double kSolarised = 0.5;  // values from here on are inverted
 // Luma of ITU-R BT.601, as PIL and torchvision have it.
@@ -92,9 +92,9 @@ at::Tensor move_hue(const at::Tensor& images, const at::Tensor& turns) {
   const at::Tensor value = images.amax({1});
   const at::Tensor chroma = value - images.amin({1});
   const at::Tensor divisor = at::where(chroma.gt(0), chroma, 1);
-  at::Tensor sector = at::where(
-      value.eq(red), (green - blue) / divisor,
-      at::where(value.eq(green), (blue - red) / divisor + kHueSectors / 3, (red - green) / divisor + 2 * kHueSectors / 3));
+  at::Tensor sector = at::where(value.eq(red), (green - blue) / divisor,
+                                at::where(value.eq(green), (blue - red) / divisor + kHueSectors / 3,
+                                          (red - green) / divisor + 2 * kHueSectors / 3));
   sector = sector + turns.view({-1, 1, 1}) * kHueSectors;
   at::Tensor out = at::empty_like(images);
   for (int64_t channel = 0; channel < kColours; ++channel) {
@@ -192,12 +192,11 @@ ViewDraw draw_view(const AugmentOptions& options, const ViewPlace& at, int64_t c
     }
     Random random(Purpose::Colour, place);
     draw.flip.mutable_data_ptr<bool>()[n] = random.chance(options.flip);
-    draw.gamma.mutable_data_ptr<float>()[n] = static_cast<float>(std::exp(random.uniform(-options.gamma, options.gamma)));
+    draw.gamma.mutable_data_ptr<float>()[n] =
+        static_cast<float>(std::exp(random.uniform(-options.gamma, options.gamma)));
     draw.jitter.mutable_data_ptr<bool>()[n] = random.chance(options.jitter);
-    const std::array<std::pair<double, double>, kColourOperations> ranges = {{{1, options.brightness},
-                                                                              {1, options.contrast},
-                                                                              {1, options.saturation},
-                                                                              {0, options.hue}}};
+    const std::array<std::pair<double, double>, kColourOperations> ranges = {
+        {{1, options.brightness}, {1, options.contrast}, {1, options.saturation}, {0, options.hue}}};
     float* factors = draw.factors.mutable_data_ptr<float>() + n * kColourOperations;
     for (const auto& [middle, reach] : ranges) {
       *factors++ = static_cast<float>(random.uniform(middle - reach, middle + reach));
@@ -205,8 +204,8 @@ ViewDraw draw_view(const AugmentOptions& options, const ViewPlace& at, int64_t c
     draw_order(random, draw.order.mutable_data_ptr<int64_t>() + n * kColourOperations);
     draw.greyscale.mutable_data_ptr<bool>()[n] = random.chance(options.greyscale);
     draw.blur.mutable_data_ptr<bool>()[n] = random.chance(view.blur);
-    draw.sigma.mutable_data_ptr<float>()[n] =
-        static_cast<float>(std::max(kSmallestSigma, sigma_scale * random.uniform(options.min_blur_sigma, options.max_blur_sigma)));
+    draw.sigma.mutable_data_ptr<float>()[n] = static_cast<float>(
+        std::max(kSmallestSigma, sigma_scale * random.uniform(options.min_blur_sigma, options.max_blur_sigma)));
     draw.solarise.mutable_data_ptr<bool>()[n] = random.chance(view.solarise);
   }
   return draw;
@@ -231,9 +230,8 @@ at::Tensor augment(const at::Tensor& images, const ViewDraw& draw) {
   change_some(out, draw.blur, [&](const at::Tensor& some, const at::Tensor& index) {
     return gaussian_blur(some, draw.sigma.index_select(0, index), draw.blur_reach);
   });
-  change_some(out, draw.solarise, [](const at::Tensor& some, const at::Tensor&) {
-    return at::where(some.ge(kSolarised), 1 - some, some);
-  });
+  change_some(out, draw.solarise,
+              [](const at::Tensor& some, const at::Tensor&) { return at::where(some.ge(kSolarised), 1 - some, some); });
   return out;
 }
 

@@ -28,8 +28,8 @@ std::string to_string(const DataSpec& spec);
 
 /// How threads read images ahead of the training.
 struct LoaderOptions {
-  int threads = 0;             ///< 0: one per processor
-  int64_t batches_ahead = 4;   ///< finished batches that may wait, at least 1
+  int threads = 0;               ///< 0: one per processor
+  int64_t batches_ahead = 4;     ///< finished batches that may wait, at least 1
   double timeout_seconds = 300;  ///< after so long without an image the loader gives up with an error
 };
 
@@ -38,7 +38,8 @@ struct DataOptions {
   DataSpec spec;
   /// Side of the square crops, in pixels (224: arXiv 2006.07733, appendix B).
   int64_t image_size = 224;
-  /// Evaluation shrinks the shorter side to image_size / centre_crop, then takes the centre (224 of 256: the same paper).
+  /// Evaluation shrinks the shorter side to image_size / centre_crop, then takes the centre (224 of 256: the same
+  /// paper).
   double centre_crop = 0.875;
   /// An unreadable image ends the run; otherwise it is named, counted and passed over.
   bool strict = false;

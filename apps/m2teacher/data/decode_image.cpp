@@ -31,7 +31,8 @@ std::vector<uint8_t> read_file(const std::filesystem::path& path) {
   }
   std::vector<uint8_t> bytes(static_cast<size_t>(stream.tellg()));
   stream.seekg(0);
-  if (!bytes.empty() && !stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
+  if (!bytes.empty() &&
+      !stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
     throw ImageError("cannot be read");
   }
   return bytes;

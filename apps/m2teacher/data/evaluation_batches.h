@@ -14,8 +14,8 @@ struct EvaluationBatch {
   at::Tensor index;   ///< (N), int64: which ones of the source
 };
 
-/// All images of a source, or its first ones, in order and as they are (a folder's: scaled, their centre). Unreadable ones
-/// are left out. A folder's are read by threads ahead of the one who asks.
+/// All images of a source, or its first ones, in order and as they are (a folder's: scaled, their centre). Unreadable
+/// ones are left out. A folder's are read by threads ahead of the one who asks.
 class EvaluationBatches {
  public:
   virtual ~EvaluationBatches() = default;

@@ -49,8 +49,7 @@ PixelBox in_pixels(const CropBox& box, int64_t height, int64_t width) {
 int largest_shrink(const std::vector<CropBox>& boxes, int64_t height, int64_t width, int64_t side) {
   int shrink = kMostShrink;
   for (const CropBox& box : boxes) {
-    const double shortest =
-        std::min(box.width * static_cast<double>(width), box.height * static_cast<double>(height));
+    const double shortest = std::min(box.width * static_cast<double>(width), box.height * static_cast<double>(height));
     while (shrink > 1 && shortest < static_cast<double>(side * shrink)) {
       shrink /= 2;
     }
@@ -62,8 +61,11 @@ int largest_shrink(const std::vector<CropBox>& boxes, int64_t height, int64_t wi
 void scale(const at::Tensor& image, const CropBox& box, int64_t side, uint8_t* into) {
   const PixelBox from = in_pixels(box, image.size(0), image.size(1));
   // (1, 3, h, w) in channels last, for which ATen has a fast kernel of 8-bit numbers.
-  const at::Tensor part =
-      image.narrow(0, from.top, from.height).narrow(1, from.left, from.width).contiguous().permute({2, 0, 1}).unsqueeze(0);
+  const at::Tensor part = image.narrow(0, from.top, from.height)
+                              .narrow(1, from.left, from.width)
+                              .contiguous()
+                              .permute({2, 0, 1})
+                              .unsqueeze(0);
   const at::Tensor scaled = at::_upsample_bilinear2d_aa(part, {side, side}, /*align_corners=*/false)
                                 .contiguous(at::MemoryFormat::ChannelsLast);
   std::memcpy(into, scaled.const_data_ptr<uint8_t>(), static_cast<size_t>(side * side * kRgb));

@@ -14,9 +14,7 @@ namespace {
 constexpr int64_t kPixelValues = 256;
 
 /// A value for each channel, to be broadcast over (N, C, H, W).
-at::Tensor per_channel(const std::vector<double>& values) {
-  return at::tensor(values, at::kFloat).view({1, -1, 1, 1});
-}
+at::Tensor per_channel(const std::vector<double>& values) { return at::tensor(values, at::kFloat).view({1, -1, 1, 1}); }
 
 }  // namespace
 

@@ -31,7 +31,8 @@ std::optional<Batch> next_from(Prefetcher<Batch>& prefetcher) {
   try {
     return prefetcher.next();
   } catch (const PrefetchTimeout& error) {
-    throw UserError(std::string("--data: ") + error.what() + ": does the disk or network that holds the images answer?");
+    throw UserError(std::string("--data: ") + error.what() +
+                    ": does the disk or network that holds the images answer?");
   }
 }
 

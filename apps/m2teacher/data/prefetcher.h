@@ -22,8 +22,8 @@ class PrefetchTimeout : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Threads that fill batches ahead of the one who takes them, and hand them out in order whatever order they were filled
-/// in. A batch has items, which any threads fill side by side. Knows nothing of torch.
+/// Threads that fill batches ahead of the one who takes them, and hand them out in order whatever order they were
+/// filled in. A batch has items, which any threads fill side by side. Knows nothing of torch.
 template <typename Batch>
 class Prefetcher {
  public:
@@ -36,12 +36,12 @@ class Prefetcher {
   /// What the threads call. An exception of `fill` comes out of the `next` that would have given its batch: that of the
   /// first such item, the others having been filled.
   struct Work {
-    int64_t first;         ///< number of the first batch
-    int64_t end;           ///< one beyond that of the last batch
+    int64_t first;                                ///< number of the first batch
+    int64_t end;                                  ///< one beyond that of the last batch
     std::function<int64_t(int64_t batch)> items;  ///< of a batch, at least 1
     std::function<Batch(int64_t batch)> make;
     std::function<void(Batch& batch, int64_t number, int64_t item)> fill;  ///< by several threads at once
-    std::function<void()> thread_start;  ///< in each thread, first
+    std::function<void()> thread_start;                                    ///< in each thread, first
   };
 
   Prefetcher(const Options& options, Work work) : state_(std::make_shared<State>(options, std::move(work))) {
@@ -88,9 +88,8 @@ class Prefetcher {
       }
       if (state_->items_done == seen) {
         given_up_ = true;
-        throw PrefetchTimeout("no image has come in for " + std::to_string(static_cast<int64_t>(
-                                                                state_->options.timeout.count())) +
-                              " s");
+        throw PrefetchTimeout("no image has come in for " +
+                              std::to_string(static_cast<int64_t>(state_->options.timeout.count())) + " s");
       }
     }
     Slot slot = std::move(state_->slots.front());

@@ -31,8 +31,8 @@ struct ViewPlace {
   int64_t place;  ///< of the image in the whole batch, whichever process has it
 };
 
-/// Random numbers for one view of one image: a function of the purpose and the place alone, so that they can be drawn by
-/// any thread of any process, in any order.
+/// Random numbers for one view of one image: a function of the purpose and the place alone, so that they can be drawn
+/// by any thread of any process, in any order.
 class Random {
  public:
   Random(Purpose purpose, const ViewPlace& at)

@@ -103,14 +103,13 @@ class FolderBatches : public TrainingBatches {
     prefetcher_.reset();
     prefetcher_.emplace(
         prefetch_options<FolderBatch>(options_),
-        Prefetcher<FolderBatch>::Work{
-            .first = step,
-            .end = std::max(end_step_, step + 1),
-            .items = [size = batch_size_](int64_t) { return size; },
-            .make = [reader = reader_](int64_t number) { return reader->make(number); },
-            .fill = [reader = reader_](FolderBatch& batch, int64_t number,
-                                       int64_t item) { reader->fill(batch, number, item); },
-            .thread_start = use_one_thread});
+        Prefetcher<FolderBatch>::Work{.first = step,
+                                      .end = std::max(end_step_, step + 1),
+                                      .items = [size = batch_size_](int64_t) { return size; },
+                                      .make = [reader = reader_](int64_t number) { return reader->make(number); },
+                                      .fill = [reader = reader_](FolderBatch& batch, int64_t number,
+                                                                 int64_t item) { reader->fill(batch, number, item); },
+                                      .thread_start = use_one_thread});
   }
 
   std::shared_ptr<FolderReader> reader_;

@@ -24,13 +24,15 @@ struct TrainingBatch {
 };
 
 /// Gives the batch of any step: images in memory at once, others read by threads ahead of the steps that follow one
-/// another. An unreadable image is replaced by the next one of its source. Batches depend on the seed and the step alone.
+/// another. An unreadable image is replaced by the next one of its source. Batches depend on the seed and the step
+/// alone.
 class TrainingBatches {
  public:
   virtual ~TrainingBatches() = default;
 
   /// @param step  0 for the first
-  /// @throws UserError  an image cannot be read and the source is strict, too many cannot, or none comes in for too long
+  /// @throws UserError  an image cannot be read and the source is strict, too many cannot, or none comes in for too
+  /// long
   virtual TrainingBatch batch(int64_t step) = 0;
 };
 

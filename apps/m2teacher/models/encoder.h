@@ -11,9 +11,9 @@
 
 namespace m2teacher {
 
-/// A residual block (arXiv 1512.03385) under torchvision's names: convolutions "conv1", "conv2", ... each followed by its
-/// normalisation "bn1", "bn2", ..., around a shortcut, which is convolved and normalised ("downsample.0", "downsample.1")
-/// where the block changes sizes.
+/// A residual block (arXiv 1512.03385) under torchvision's names: convolutions "conv1", "conv2", ... each followed by
+/// its normalisation "bn1", "bn2", ..., around a shortcut, which is convolved and normalised ("downsample.0",
+/// "downsample.1") where the block changes sizes.
 class ResidualBlockImpl : public torch::nn::Module {
  public:
   struct Layer {

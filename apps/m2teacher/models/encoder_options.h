@@ -30,7 +30,8 @@ struct EncoderOptions {
   int64_t in_channels = 3;                             ///< set by the images
   std::optional<Stem> stem;                            ///< of a ResNet; unset: small for images of up to 64 pixels
 
-  /// Of the small encoder: channels of each stage. The first keeps the resolution of the stem, every further one halves it.
+  /// Of the small encoder: channels of each stage. The first keeps the resolution of the stem, every further one halves
+  /// it.
   std::vector<int64_t> widths = {32, 64, 128};
   /// Of the small encoder: its output is averaged over a grid of pool x pool fields; more than 1 keeps roughly where
   /// things are.

@@ -1,5 +1,6 @@
 #include "models/view_order.h"
 
+#include <chrono>
 #include <stdexcept>
 #include <thread>
 #include <utility>
@@ -7,8 +8,10 @@
 namespace m2teacher {
 namespace {
 
-// The other thread is a layer behind at most, so it rarely takes long: look often before giving the processor away.
+// The second view waits at the first layers only, then it is behind. Where other programs want the processor, too, the
+// first view may not be running: waiting must not cost it time.
 constexpr int kLooks = 2000;
+constexpr std::chrono::microseconds kPause{20};
 
 class OrderedNorm : public Norm {
  public:
@@ -33,7 +36,7 @@ class OrderedNorm : public Norm {
         throw std::runtime_error("the first view did not get as far as this layer");
       }
       if (look >= kLooks) {
-        std::this_thread::yield();
+        std::this_thread::sleep_for(kPause);
       }
     }
   }

@@ -10,9 +10,9 @@ namespace m2teacher {
 /// Which of the two views this thread works on, where two threads work on one each. Normalisation layers change as they
 /// are used, so the second view may pass a layer only after the first one.
 struct ViewOrder {
-  int64_t view = -1;                           ///< 0 or 1; -1: this thread works alone
-  uint64_t run = 0;                            ///< another number for every time that the two views go through a network
-  const std::atomic<bool>* failed = nullptr;   ///< set where the other thread has ended with an error
+  int64_t view = -1;                          ///< 0 or 1; -1: this thread works alone
+  uint64_t run = 0;                           ///< another number for every time that the two views go through a network
+  const std::atomic<bool>* failed = nullptr;  ///< set where the other thread has ended with an error
 
   static ViewOrder& of_this_thread();
 };

@@ -24,9 +24,7 @@ PretrainOptions seeded(PretrainOptions options) {
   return options;
 }
 
-NormFactory norm_of(TeacherNorm norm) {
-  return norm == TeacherNorm::Momentum ? momentum_batch_norm() : batch_norm();
-}
+NormFactory norm_of(TeacherNorm norm) { return norm == TeacherNorm::Momentum ? momentum_batch_norm() : batch_norm(); }
 
 double bn_momentum(const torch::nn::Module& teacher) {
   for (const auto& module : teacher.modules()) {
@@ -98,8 +96,7 @@ at::Tensor Pretrainer::make_view(const TrainingBatch& batch, int64_t which) cons
 StepReport Pretrainer::step() {
   StepReport report;
   report.step = steps_done_ + 1;
-  report.learning_rate =
-      learning_rate(steps_done_, *options_.steps, *options_.warmup_steps, *options_.learning_rate);
+  report.learning_rate = learning_rate(steps_done_, *options_.steps, *options_.warmup_steps, *options_.learning_rate);
   report.param_momentum = teacher_->param_momentum();
   report.bn_momentum = bn_momentum(*teacher_.ptr());
 

@@ -10,10 +10,10 @@
 
 namespace m2teacher {
 
-/// Runs something for each of the two views. The views are independent of each other but for the order in which they pass
-/// a normalisation (`in_view_order`), so each has a thread of its own, with half of torch's threads for the operations in
-/// it: that needs no waiting between the parts of each operation, and small operations, which torch does not divide,
-/// run side by side, too.
+/// Runs something for each of the two views. The views are independent of each other but for the order in which they
+/// pass a normalisation (`in_view_order`), so each has a thread of its own, with half of torch's threads for the
+/// operations in it: that needs no waiting between the parts of each operation, and small operations, which torch does
+/// not divide, run side by side, too.
 class ViewThreads {
  public:
   ViewThreads() = default;
@@ -23,8 +23,8 @@ class ViewThreads {
 
   using Work = std::function<void(int64_t view)>;
 
-  /// work(0) in this thread, and work(1): beside it if torch may use an even number of threads here (or many), else after
-  /// it. An exception of either is thrown again, that of the first view before that of the second.
+  /// work(0) in this thread, and work(1): beside it if torch may use an even number of threads here (or many), else
+  /// after it. An exception of either is thrown again, that of the first view before that of the second.
   void run(const Work& work);
 
  private:

@@ -24,7 +24,8 @@ class Oracle {
     each([&](int64_t c, int64_t y, int64_t x) {
       // Where the centre of the output pixel falls, in pixels of the input.
       const int64_t column = flip ? width() - 1 - x : x;
-      const double u = (box.left + box.width * (static_cast<double>(column) + 0.5) / real(width())) * real(width()) - 0.5;
+      const double u =
+          (box.left + box.width * (static_cast<double>(column) + 0.5) / real(width())) * real(width()) - 0.5;
       const double v = (box.top + box.height * (static_cast<double>(y) + 0.5) / real(height())) * real(height()) - 0.5;
       const auto x0 = static_cast<int64_t>(std::floor(u));
       const auto y0 = static_cast<int64_t>(std::floor(v));
@@ -216,8 +217,9 @@ at::Tensor random_images(int64_t count, int64_t channels) {
 
 void compare_with_oracle(const at::Tensor& images, bool cropped) {
   const ImageShape shape{.channels = images.size(1), .height = images.size(2), .width = images.size(3)};
-  const ViewDraw draw = draw_view(strong_options(), {.seed = 1, .step = 2, .view = 1, .place = 0}, images.size(0), shape,
-                                  /*crop=*/!cropped);
+  const ViewDraw draw =
+      draw_view(strong_options(), {.seed = 1, .step = 2, .view = 1, .place = 0}, images.size(0), shape,
+                /*crop=*/!cropped);
   const at::Tensor result = augment(images, draw);
   ASSERT_EQ(result.sizes(), images.sizes());
   EXPECT_GT(draw.blur_reach, 1);
@@ -254,8 +256,10 @@ double share(const at::Tensor& mask) { return mask.to(at::kDouble).mean().item<d
 TEST(Augment, DrawsThePapersSharesAndRanges) {
   const AugmentOptions options;
   const int64_t count = 20000;
-  const ViewDraw first = draw_view(options, {.seed = 5, .step = 0, .view = 0, .place = 0}, count, kImageNetShape, false);
-  const ViewDraw second = draw_view(options, {.seed = 5, .step = 0, .view = 1, .place = 0}, count, kImageNetShape, false);
+  const ViewDraw first =
+      draw_view(options, {.seed = 5, .step = 0, .view = 0, .place = 0}, count, kImageNetShape, false);
+  const ViewDraw second =
+      draw_view(options, {.seed = 5, .step = 0, .view = 1, .place = 0}, count, kImageNetShape, false);
   EXPECT_TRUE(first.boxes.empty());
   for (const ViewDraw* draw : {&first, &second}) {
     EXPECT_NEAR(share(draw->flip), 0.5, 0.02);

@@ -25,9 +25,7 @@ class Cifar10 : public testing::Test {
     return bytes;
   }
   void write(const std::string& name, const std::string& bytes) { write_bytes(folder_ / name, bytes); }
-  Dataset load() const {
-    return load_dataset({.spec = {.kind = DataSpec::Kind::Cifar10, .folder = folder_ / ""}});
-  }
+  Dataset load() const { return load_dataset({.spec = {.kind = DataSpec::Kind::Cifar10, .folder = folder_ / ""}}); }
 
   TemporaryFolder folder_;
 };
@@ -45,8 +43,8 @@ TEST_F(Cifar10, ReadsPlanesAndLabels) {
   for (int64_t channel = 0; channel < 3; ++channel) {
     const auto at_channel = static_cast<size_t>(channel);
     EXPECT_NEAR(dataset.pixels.mean.at(at_channel), pixels.select(1, channel).mean().item<double>(), 1e-12);
-    EXPECT_NEAR(dataset.pixels.std.at(at_channel),
-                pixels.select(1, channel).std(/*unbiased=*/false).item<double>(), 1e-12);
+    EXPECT_NEAR(dataset.pixels.std.at(at_channel), pixels.select(1, channel).std(/*unbiased=*/false).item<double>(),
+                1e-12);
   }
   write("batches.meta.txt", "airplane\nautomobile\n\n");
   EXPECT_EQ(load().class_names.at(1), "automobile");

@@ -113,8 +113,7 @@ TEST_F(ImageFolder, ScalesAsAnAntialiasedTriangleFilterInDouble) {
   const at::Tensor pixels = at::randint(0, 256, {80, 50, 3}, at::kByte);
   write("noise.png", png_bytes(pixels));
   at::Tensor read = at::empty({32, 32, 3}, at::kByte);
-  ASSERT_TRUE(train()->read(
-      0, [](int64_t, int64_t) { return std::vector<CropBox>{{}}; }, {read.data_ptr<uint8_t>()}));
+  ASSERT_TRUE(train()->read(0, [](int64_t, int64_t) { return std::vector<CropBox>{{}}; }, {read.data_ptr<uint8_t>()}));
   const auto weights = [](int64_t from) {
     const double scale = static_cast<double>(from) / 32;
     const at::Tensor centre = (at::arange(32, at::kDouble) + 0.5) * scale;

@@ -2,7 +2,6 @@
 
 #include "benchmark/published_norm.h"
 #include "expect_user_error.h"
-#include "settings/run_settings.h"
 #include "synthetic_images.h"
 
 #include <ATen/Parallel.h>
@@ -15,7 +14,8 @@ namespace m2teacher {
 namespace {
 
 PretrainOptions small_recipe(int64_t steps) {
-  PretrainOptions options = read_config(M2TEACHER_RECIPES "/fashion_mnist.toml").recipe;
+  PretrainOptions options;
+  options.model.encoder.architecture = Architecture::Small;
   options.model.encoder.widths = {8, 16};
   options.model.projector_hidden = 32;
   options.model.predictor_hidden = 32;
@@ -23,6 +23,10 @@ PretrainOptions small_recipe(int64_t steps) {
   options.steps = steps;
   options.batch_size = 16;
   options.warmup_steps = std::min<int64_t>(5, steps);
+  options.learning_rate = 0.1;
+  options.param_momentum = 0.97;
+  options.augment.min_area = 0.5;
+  options.augment.views = {};
   return options;
 }
 

@@ -36,8 +36,9 @@ struct Recorder : Norm {
 };
 
 std::unique_ptr<Norm> ordered(std::vector<int64_t>& record) {
-  const NormFactory factory = in_view_order(
-      [&record](torch::nn::Module&, const std::string&, const NormOptions&) { return std::make_unique<Recorder>(record); });
+  const NormFactory factory = in_view_order([&record](torch::nn::Module&, const std::string&, const NormOptions&) {
+    return std::make_unique<Recorder>(record);
+  });
   torch::nn::Module parent;
   return factory(parent, "bn", {.channels = 1, .spatial = false, .relu = false});
 }
