@@ -55,8 +55,11 @@ bool holds_run(const std::filesystem::path& folder) {
 RunFolder::RunFolder(std::filesystem::path path) : path_(std::move(path)) {
   make_writable_folder(path_);
   lock_ = FileDescriptor(path_, O_RDONLY | O_DIRECTORY);
+  if (!lock_.is_open()) {
+    throw UserError(path_.string() + ": cannot be opened: " + std::strerror(errno));
+  }
   // Not every file system can lock a folder; there nobody is kept out.
-  if (!lock_.is_open() || (flock(lock_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)) {
+  if (flock(lock_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
     throw UserError(path_.string() + ": another process is training in this folder");
   }
   remove_temporary_files(path_);

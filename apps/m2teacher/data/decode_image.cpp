@@ -9,8 +9,8 @@
 #include <jpeglib.h>
 #include <png.h>
 
+#include <algorithm>
 #include <array>
-#include <cerrno>
 #include <csetjmp>
 #include <cstring>
 #include <fstream>
@@ -29,10 +29,10 @@ std::vector<uint8_t> read_file(const std::filesystem::path& path) {
   if (!stream || std::filesystem::is_directory(path)) {
     throw ImageError("cannot be opened");
   }
-  std::vector<uint8_t> bytes(static_cast<size_t>(stream.tellg()));
+  const auto size = static_cast<std::streamoff>(stream.tellg());
+  std::vector<uint8_t> bytes(static_cast<size_t>(std::max<std::streamoff>(size, 0)));
   stream.seekg(0);
-  if (!bytes.empty() &&
-      !stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
+  if (size < 0 || (size > 0 && !stream.read(reinterpret_cast<char*>(bytes.data()), size))) {
     throw ImageError("cannot be read");
   }
   return bytes;
@@ -159,6 +159,8 @@ class PngReader {
 
   at::Tensor decode() {
     image_.format = PNG_FORMAT_RGBA;
+    // Otherwise 16-bit values that do not say what they are would be taken for linear light.
+    image_.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;
     at::Tensor pixels = at::empty({height(), width(), kChannels + 1}, at::kByte);
     if (png_image_finish_read(&image_, nullptr, pixels.mutable_data_ptr<uint8_t>(), 0, nullptr) == 0) {
       throw ImageError(image_.message);

@@ -39,6 +39,12 @@ TEST(DecodeImage, PngIsExact) {
   EXPECT_TRUE(at::equal(decode(png_bytes(pixels)), pixels.narrow(2, 0, 3)));  // what is transparent is there
 }
 
+TEST(DecodeImage, SixteenBitsAreRoundedToEight) {
+  const at::Tensor pixels = at::randint(0, 65536, {13, 7, 3}, at::kInt);
+  const at::Tensor expected = (pixels.to(at::kDouble) / 257).round();
+  EXPECT_LE(worst(decode(png_bytes_of_16_bits(pixels)), expected), 1);
+}
+
 TEST(DecodeImage, JpegIsNearlyExactWhereTheImageIsSmooth) {
   const at::Tensor pixels = ramp(64, 48);
   EXPECT_LE(worst(decode(jpeg_bytes(pixels)), pixels), 8);

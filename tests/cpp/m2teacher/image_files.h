@@ -59,6 +59,29 @@ inline std::string png_bytes(const at::Tensor& pixels) {
   return bytes;
 }
 
+/// Writes a PNG of 16 bits that says nothing of its colours.
+/// @param pixels  (H, W, 3) as RGB, int32 in [0, 65535]
+inline std::string png_bytes_of_16_bits(const at::Tensor& pixels) {
+  std::string bytes;
+  png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, nullptr);
+  png_infop info = png_create_info_struct(png);
+  const auto append = [](png_structp writer, png_bytep data, size_t size) {
+    static_cast<std::string*>(png_get_io_ptr(writer))->append(reinterpret_cast<const char*>(data), size);
+  };
+  png_set_write_fn(png, &bytes, append, nullptr);
+  png_set_IHDR(png, info, static_cast<unsigned>(pixels.size(1)), static_cast<unsigned>(pixels.size(0)), 16,
+               PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  png_write_info(png, info);
+  // The format has the high byte first.
+  const at::Tensor rows = at::stack({pixels.floor_divide(256), pixels.remainder(256)}, 3).to(at::kByte).contiguous();
+  for (int64_t row = 0; row < rows.size(0); ++row) {
+    png_write_row(png, rows[row].data_ptr<uint8_t>());
+  }
+  png_write_end(png, nullptr);
+  png_destroy_write_struct(&png, &info);
+  return bytes;
+}
+
 /// Red grows from left to right and green from top to bottom, 0 to 250; blue is `blue`. (H, W, 3), uint8.
 inline at::Tensor ramp(int64_t height, int64_t width, int64_t blue = 100) {
   const at::Tensor x = at::linspace(0, 250, width).expand({height, width});
