@@ -3,15 +3,14 @@
 Usage: study.py OUT [--images N] [--seeds N] [--data KIND:FOLDER]. Environment: BIN (the trainer).
 
 Trains on Fashion-MNIST by the demo's recipe, whose learning rate grows with the batch and whose teacher averages over
-the same number of images. The two normalisations of a batch size and a seed are trained side by side, one thread each:
-they see the same images in the same order, and their times were taken under the same load. Writes OUT/study.md and
-OUT/study.json. A study that was stopped goes on where it was.
+the same number of images. The two normalisations of a batch size and a seed see the same images in the same order, and
+are trained side by side, one thread each. Steps are timed afterwards, in one process and in turns. Writes OUT/study.md
+and OUT/study.json. A study that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -19,6 +18,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +29,8 @@ BATCHES, NORMS = (16, 64), ("momentum", "batch")
 RECIPE_BATCH, RECIPE_RATE, RECIPE_MOMENTUM, RECIPE_WARMUP = 32, 0.1, 0.97, 50
 MEASURES = {"kNN": ("knn",), "kNN shifted": ("knn", "--shift", "0.3"), "linear": ("linear", "--labels-per-class", "0")}
 STEP_TIME = "ms per step"
+# How `time-layers` calls them.
+TIMED = {"momentum": "Momentum BatchNorm, ours", "batch": "plain BatchNorm"}
 
 
 def main() -> None:
@@ -49,10 +51,12 @@ def main() -> None:
             list(pool.map(lambda run, b=batch, s=seed: train(run, b, s, options.images, data), runs))
             for norm, found in zip(NORMS, pool.map(evaluate, runs), strict=True):
                 results.setdefault(f"{norm}-{batch}", []).append(found)
-    tables = report(results, options.images, options.seeds)
+    times = {batch: step_times(options.out, batch) for batch in BATCHES}
+    tables = report(results, times, options.images, options.seeds)
     print(tables, end="")
     (options.out / "study.md").write_text(tables)
-    (options.out / "study.json").write_text(json.dumps({"images": options.images, "results": results}, indent=1) + "\n")
+    written = {"images": options.images, "results": results, STEP_TIME: times}
+    (options.out / "study.json").write_text(json.dumps(written, indent=1) + "\n")
 
 
 def trainer(*arguments: object) -> str:
@@ -79,22 +83,34 @@ def train(run: Path, batch: int, seed: int, images: int, data: list[str]) -> Non
     )
 
 
-def evaluate(run: Path) -> dict[str, float]:
-    """The teacher's accuracies in percent, and the median time of a step; kept in the run's folder."""
-    kept = run / "measured.json"
-    if not kept.exists():
-        found = {}
-        for name, arguments in MEASURES.items():
-            printed = trainer(*arguments, "--checkpoint", run)
-            found[name] = float(re.findall(r"([\d.]+) %", printed)[0])
-        with (run / "metrics.csv").open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        rates = [float(row["images_per_second"]) for row in rows]
-        images_per_step = int(rows[-1]["images"]) / int(rows[-1]["step"])
-        found[STEP_TIME] = 1000 * images_per_step / statistics.median(rates)
-        kept.write_text(json.dumps(found) + "\n")
-    loaded: dict[str, float] = json.loads(kept.read_text())
+def kept(file: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What the file holds; where it is not there, measures and writes it first."""
+    if not file.exists():
+        file.write_text(json.dumps(measure()) + "\n")
+    loaded: dict[str, float] = json.loads(file.read_text())
     return loaded
+
+
+def evaluate(run: Path) -> dict[str, float]:
+    """The teacher's accuracies in percent."""
+
+    def measure() -> dict[str, float]:
+        printed = {name: trainer(*arguments, "--checkpoint", run) for name, arguments in MEASURES.items()}
+        return {name: float(re.findall(r"([\d.]+) %", text)[0]) for name, text in printed.items()}
+
+    return kept(run / "accuracy.json", measure)
+
+
+def step_times(out: Path, batch: int) -> dict[str, float]:
+    """Milliseconds of a training step with each normalisation in the teacher: medians, one process, in turns."""
+
+    def measure() -> dict[str, float]:
+        table = trainer("time-layers", "--recipe", out / f"momentum-{batch}-0" / "config.toml")
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+        last = {row[0]: row[-1] for row in rows}
+        return {norm: float(last[name]) for norm, name in TIMED.items()}
+
+    return kept(out / f"step-times-{batch}.json", measure)
 
 
 def spread(values: list[float]) -> str:
@@ -103,13 +119,15 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
 
-def report(results: dict[str, list[dict[str, float]]], images: int, seeds: int) -> str:
+def report(
+    results: dict[str, list[dict[str, float]]], times: dict[int, dict[str, float]], images: int, seeds: int
+) -> str:
     """A row for each normalisation and batch, then what may be said."""
     names = [*MEASURES, STEP_TIME]
     lines = [f"| teacher's normalisation, batch | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
     for batch, norm in itertools.product(BATCHES, NORMS):
         found = results[f"{norm}-{batch}"]
-        cells = [spread([run[name] for run in found]) for name in names]
+        cells = [spread([run[name] for run in found]) for name in MEASURES] + [f"{times[batch][norm]:.1f}"]
         lines.append(
             f"| {'Momentum BatchNorm' if norm == 'momentum' else 'plain BatchNorm'}, {batch} | {' | '.join(cells)} |"
         )
