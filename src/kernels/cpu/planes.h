@@ -143,6 +143,23 @@ class PlanesForward {
  public:
   PlanesForward(const ForwardArgs& args, const PlanePieces& pieces) : args_(args), pieces_(pieces) {}
 
+  /// mean and m2, nothing else.
+  void statistics() const {
+    if (pieces_.segments() > 1) return statistics_of_all();
+    parallel(args_.parallel_for, args_.shape.channels, args_.shape.values(), [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; group += pieces_.group()) {
+        std::vector<RunSums<T>> sums = first_sums(group, end);
+        for (int64_t i = 0; i < pieces_.segment_begin(1); ++i) {
+          add_piece<T>(pieces_, i, channel_of_x(group), sums, pieces_.to_next(i));
+        }
+        for (size_t k = 0; k < sums.size(); ++k) {
+          const int64_t channel = group + static_cast<int64_t>(k);
+          finish(channel, segment(channel, 0).moments(sums[k]));
+        }
+      }
+    });
+  }
+
   void run(bool with_statistics) const {
     const int64_t channels = args_.shape.channels;
     if (pieces_.segments() > 1) {
@@ -269,6 +286,12 @@ void planes_forward(const ForwardArgs& args, bool with_statistics) {
       PlanesForward<T, residual(), relu(), streams() && kStreams<T>>(args, pieces).run(with_statistics);
     });
   });
+}
+
+template <typename T>
+void planes_statistics(const ForwardArgs& args) {
+  const PlanePieces pieces(args.shape, sizeof(T));
+  PlanesForward<T, false, false, false>(args, pieces).statistics();
 }
 
 template <typename T, bool kMask, bool kInput, bool kStream>
