@@ -319,6 +319,30 @@ def test_without_torch_distributed(monkeypatch):
         momentum_bn.MomentumBatchNorm1d(3, process_group=object())
 
 
+# --- C++ --------------------------------------------------------------------------------------------------------------
+
+
+def cpp_layer(library: str) -> None:
+    torch.ops.load_library(library)
+    xs = [mine(randn(6, 3, 4, 5, seed=step), [4, 2]) for step in range(3)]
+    actual = torch.ops.momentum_bn_peer.train(xs, world())
+    layer = momentum_bn.MomentumBatchNorm2d(3, total_iters=4, dtype=torch.float64, process_group=world())
+    outputs = [layer(x) for x in xs]
+    sum(y.square().sum() for y in outputs).backward()
+    expected = [*(y.detach() for y in outputs), *layer.buffers(), layer.weight.grad]
+    assert len(actual) == len(expected) == 3 + 8 + 1
+    for ours, theirs in zip(actual[:-1], expected[:-1], strict=True):
+        assert same_bits(ours, theirs)
+    assert_close(actual[-1], expected[-1], **EXACT)
+    words = words_of(ValueError, lambda: torch.ops.momentum_bn_peer.train(xs, "nonsense"))
+    assert words == words_of(ValueError, lambda: momentum_bn.MomentumBatchNorm2d(3, process_group="nonsense"))
+
+
+def test_cpp_layer_in_a_group_of_pythons(process_group_peer):
+    """A C++ program takes the group that Python brought up, by its name."""
+    run_ranks(2, cpp_layer, str(process_group_peer))
+
+
 # --- compiled ---------------------------------------------------------------------------------------------------------
 
 
