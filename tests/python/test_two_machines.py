@@ -1,6 +1,6 @@
 """Training on two machines over a slow link, as torchrun starts it: a rank that dies, and one that comes back.
 
-The machines are network namespaces of this one, which needs root: see two_machines.py.
+The machines are network namespaces of this one, which needs root: see machines.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from conftest import REPOSITORY
+from machines import CannotMakeMachinesError, Machines
 from ranks import run_ranks
 from snapshots import same_bits
-from two_machines import ADDRESSES, CannotMakeMachinesError, TwoMachines
 
 DELAY, RATE = 0.005, "200mbit"
 STEPS = 20
@@ -56,9 +56,9 @@ def program(checkpoint: Path) -> Program:
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[TwoMachines]:
+def machines() -> Iterator[Machines]:
     try:
-        with TwoMachines(DELAY, RATE) as made:
+        with Machines(2, DELAY, RATE) as made:
             yield made
     except CannotMakeMachinesError as error:
         pytest.skip(f"no two machines here: {error}")
@@ -67,13 +67,13 @@ def machines() -> Iterator[TwoMachines]:
 class Training:
     """A run of a program on both machines, one rank on each."""
 
-    def __init__(self, machines: TwoMachines, program: Program, folder: Path, port: int, restarts: int) -> None:
+    def __init__(self, machines: Machines, program: Program, folder: Path, port: int, restarts: int) -> None:
         self.program = program
         self.outputs = [folder / f"output-{machine}.txt" for machine in range(2)]
         self.agents: list[subprocess.Popen[str]] = []
-        for machine, address in enumerate(ADDRESSES):
+        for machine, address in enumerate(machines.addresses):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-            meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{port}", f"--local-addr={address}"]
+            meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={machines.addresses[0]}:{port}", f"--local-addr={address}"]
             # A namespace has no host name by which torchrun would know that it is the first machine.
             first = f"--rdzv-conf=is_host={int(machine == 0)}"
             command = [*torchrun, *meeting, first, f"--max-restarts={restarts}", *program.command]

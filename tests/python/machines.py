@@ -1,11 +1,16 @@
-"""Two machines in one: two network namespaces, joined by a link of limited bandwidth and given delay.
+"""Several machines in one: network namespaces, joined by a network of limited bandwidth and given delay.
 
 Linux's own means of delay (netem) is not in every kernel. Here each machine has a TUN device, whose packets come to this
-process; a thread hands them to the other machine's when their time has come. The bandwidth is limited by the kernel (tbf).
+process; a thread hands them to their machine when their time has come. What a machine sends is limited by the kernel (tbf).
+
+As a program it runs one rank on each machine, for example to hold a cost model against a network that one knows:
+
+    python tests/python/machines.py --machines 3 --delay 0.005 --rate 100mbit -- python -m benchmarks.distributed.collectives
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import ctypes
 import fcntl
@@ -13,14 +18,16 @@ import os
 import select
 import signal
 import struct
+import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
 _DEVICE = "link0"
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _CLONE_NEWNET = 0x40000000
@@ -31,28 +38,33 @@ class CannotMakeMachinesError(Exception):
     """What is missing here."""
 
 
-class TwoMachines:
+class Machines:
     """Use it in a ``with`` block.
 
     Args:
+        count: how many.
         delay: seconds that a packet takes from one machine to the other.
-        rate: bandwidth in each direction as tc writes it, for example ``100mbit``.
+        rate: bandwidth of what each machine sends, as tc writes it, for example ``100mbit``.
+
+    Attributes:
+        addresses: IP addresses of the machines.
 
     Raises:
         CannotMakeMachinesError: no root, no iproute2, or a kernel without namespaces, TUN or tbf.
     """
 
-    def __init__(self, delay: float, rate: str) -> None:
+    def __init__(self, count: int, delay: float, rate: str) -> None:
+        self.addresses = [f"10.77.0.{1 + number}" for number in range(count)]
         self._delay, self._rate = delay, rate
-        self._names = [f"momentum-bn-{os.getpid()}-{number}" for number in range(2)]
+        self._names = [f"momentum-bn-{os.getpid()}-{number}" for number in range(count)]
         self._devices: list[int] = []
         self._processes: list[subprocess.Popen[str]] = []
         self._stop_reader, self._stop_writer = os.pipe()
         self._relay = threading.Thread(target=self._pass_packets_on, daemon=True)
 
-    def __enter__(self) -> TwoMachines:
+    def __enter__(self) -> Machines:
         try:
-            for name, address in zip(self._names, ADDRESSES, strict=True):
+            for name, address in zip(self._names, self.addresses, strict=True):
                 _ip("netns", "add", name)
                 _ip("-n", name, "link", "set", "lo", "up")
                 _ip("-n", name, "tuntap", "add", "dev", _DEVICE, "mode", "tun")
@@ -81,7 +93,7 @@ class TwoMachines:
     def start(
         self, machine: int, command: Sequence[str], output: Path, environment: Mapping[str, str]
     ) -> subprocess.Popen[str]:
-        """Starts a command on one of the machines (0 or 1), both of its outputs going to a file."""
+        """Starts a command on one of the machines, from 0 on, both of its outputs going to a file."""
         with output.open("w") as file:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self._names[machine], *command],
@@ -95,6 +107,9 @@ class TwoMachines:
         return process
 
     def _pass_packets_on(self) -> None:
+        device_of = {
+            socket.inet_aton(address): device for address, device in zip(self.addresses, self._devices, strict=True)
+        }
         waiting: collections.deque[tuple[float, int, bytes]] = collections.deque()  # in the order of their time
         while True:
             now = time.monotonic()
@@ -106,8 +121,10 @@ class TwoMachines:
             if self._stop_reader in ready:
                 return
             for device in ready:
-                other = self._devices[1 - self._devices.index(device)]
-                waiting.append((time.monotonic() + self._delay, other, os.read(device, 65536)))
+                packet = os.read(device, 65536)
+                to = device_of.get(packet[16:20])  # of IPv4; nobody waits for the kernel's IPv6 announcements
+                if to is not None:
+                    waiting.append((time.monotonic() + self._delay, to, packet))
 
     def _remove(self) -> None:
         for device in (*self._devices, self._stop_reader, self._stop_writer):
@@ -150,3 +167,28 @@ def _open_device(namespace: str) -> int:
     if isinstance(opened[0], OSError):
         raise CannotMakeMachinesError(f"/dev/net/tun: {opened[0]}")
     return opened[0]
+
+
+def main() -> int:
+    """Runs one rank of torch.distributed on each machine; prints what the first one wrote."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--machines", type=int, default=2)
+    parser.add_argument("--delay", type=float, default=0.005, help="seconds, in each direction")
+    parser.add_argument("--rate", default="100mbit", help="bandwidth of what each machine sends")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Machines(options.machines, options.delay, options.rate) as machines:
+        outputs = [Path(folder) / str(number) for number in range(options.machines)]
+        meeting = {"MASTER_ADDR": machines.addresses[0], "MASTER_PORT": "29500", "WORLD_SIZE": str(options.machines)}
+        ranks = [
+            machines.start(number, options.command, outputs[number], {**meeting, "RANK": str(number), "LOCAL_RANK": "0"})
+            for number in range(options.machines)
+        ]
+        codes = [rank.wait() for rank in ranks]
+        failed = next((number for number, code in enumerate(codes) if code), 0)
+        print(outputs[failed].read_text(), end="")
+    return codes[failed]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
