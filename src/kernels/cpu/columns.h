@@ -15,12 +15,10 @@
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// Rows that are added up in registers before their sums go to the accumulators: where the values are in the caches,
-/// and where they come from memory, which is read fastest one row after the other.
+/// Rows that are added up in registers before their sums go to the accumulators. Rows that come from memory are taken
+/// from so many places at once, each read in order: faster than in one.
 constexpr int64_t kRowsAtOnce = 8;
-constexpr int64_t kFarRowsAtOnce = 2;
-/// Rows that are normalised, or taken backward, together, where the values are in the caches: their columns'
-/// coefficients are read once. Memory is read fastest one row after the other.
+/// Rows that are normalised, or taken backward, together: their columns' coefficients are read once.
 constexpr int64_t kRowsTogether = 4;
 /// Rows after which the accumulators are emptied into double: few enough for their rounding.
 constexpr int64_t kRowsPerChunk = 64;
@@ -38,8 +36,8 @@ constexpr int64_t kMostSegments = 64;
 constexpr int64_t kChannelsTogether = 512;
 /// From this many bytes on values are taken to come from memory, which is then asked for them in advance.
 constexpr int64_t kBeyondCaches = int64_t{16} * 1024 * 1024;
-/// How far in advance, where rows follow each other.
-constexpr int64_t kAheadBytes = int64_t{4} * 1024;
+/// How far in advance, in bytes, over all places.
+constexpr int64_t kAheadBytes = int64_t{8} * 1024;
 
 struct ColumnPlan {
   ColumnPlan(const Shape& s, int64_t element_size)
@@ -73,7 +71,19 @@ struct ColumnPlan {
   int64_t blocks = 1;
   int64_t segments = 1;
   bool far = false;  // rows follow each other and come from memory
-  int64_t ahead = 0;
+  int64_t ahead = 0;  // values that are then asked for in advance, over all places
+};
+
+/// How a tile's rows are gone through: `together` of them at a time, `apart` rows from one to the next.
+struct RowOrder {
+  /// far: from `together` places at once; else neighbouring rows.
+  RowOrder(bool far, int64_t rows, int64_t together)
+      : steps(rows / together), apart(far ? steps : 1), next(far ? 1 : together), rest(steps * together) {}
+
+  int64_t steps;
+  int64_t apart;
+  int64_t next;  // rows from one step to the next
+  int64_t rest;  // the first row that no step takes
 };
 
 /// A block of channels over a range of rows.
@@ -87,18 +97,49 @@ struct Tile {
   int64_t rows() const { return row_end - row_begin; }
 };
 
-/// to[k * inner + i] = values[k]
+/// Puts whole packs of columns' values into the order of Pack::load_any_order.
+template <typename T>
+void to_any_order(Accumulate<T>* values, int64_t count) {
+  using P = Pack<T>;
+  if constexpr (P::place(1) != 1) {
+    for (int64_t c = 0; c < count; c += P::kSize) {
+      Accumulate<T> pack[P::kSize];
+      for (int64_t i = 0; i < P::kSize; ++i) pack[P::place(i)] = values[c + i];
+      std::copy_n(pack, P::kSize, values + c);
+    }
+  }
+}
+
+/// And back.
+template <typename T>
+void from_any_order(Accumulate<T>* values, int64_t count) {
+  using P = Pack<T>;
+  if constexpr (P::place(1) != 1) {
+    for (int64_t c = 0; c < count; c += P::kSize) {
+      Accumulate<T> pack[P::kSize];
+      for (int64_t i = 0; i < P::kSize; ++i) pack[i] = values[c + P::place(i)];
+      std::copy_n(pack, P::kSize, values + c);
+    }
+  }
+}
+
+/// to[k * inner + i] = values[k], in the order of Pack::load_any_order; what follows the last column is 0.
 template <typename T>
 void spread(const Accumulate<T>* values, int64_t channels, int64_t inner, Accumulate<T>* to) {
+  using P = Pack<T>;
+  const int64_t width = channels * inner;
   if (inner == 1) {
     std::copy_n(values, channels, to);
-    return;
+  } else {
+    // Whole vectors: what a channel writes beyond its end, the next one overwrites, and the last one's end is padding.
+    Accumulate<T>* of_channel = to;
+    for (int64_t k = 0; k < channels; ++k, of_channel += inner) {
+      const auto value = P::all(values[k]);
+      for (int64_t i = 0; i < inner; i += P::kSize) value.store_wide(of_channel + i);
+    }
   }
-  // Whole vectors: what a channel writes beyond its end, the next one overwrites, and the last one's end is padding.
-  for (int64_t k = 0; k < channels; ++k, to += inner) {
-    const auto value = Pack<T>::all(values[k]);
-    for (int64_t i = 0; i < inner; i += Pack<T>::kSize) value.store_wide(to + i);
-  }
+  std::fill_n(to + width, P::kSize, Accumulate<T>(0));
+  to_any_order<T>(to, width);
 }
 
 /// totals[k] += the sum of channel k's columns
@@ -148,39 +189,51 @@ class TileTotals {
     const int64_t width = channels * inner;
     const T* x = values_ + tile.row_begin * plan_.columns + tile.channel_begin * inner;
     spread<T>(shifts, channels, inner, shift_.get());
-    std::fill_n(shift_.get() + width, P::kSize, A(0));
     std::fill_n(totals.first, channels, 0.0);
     std::fill_n(totals.second, channels, 0.0);
-    for (int64_t row = 0; row < tile.rows(); row += kRowsPerChunk) {
-      first_.clear(width + P::kSize);
-      second_.clear(width + P::kSize);
-      const int64_t rows = std::min(kRowsPerChunk, tile.rows() - row);
-      const T* from = x + row * plan_.columns;
-      plan_.far ? add_chunk<true, kFarRowsAtOnce>(from, width, rows) : add_chunk<false, kRowsAtOnce>(from, width, rows);
-      add_columns(first_.get(), channels, inner, totals.first);
-      add_columns(second_.get(), channels, inner, totals.second);
+    const RowOrder order(plan_.far, tile.rows(), kRowsAtOnce);
+    constexpr int64_t kSteps = kRowsPerChunk / kRowsAtOnce;
+    for (int64_t step = 0; step < order.steps; step += kSteps) {
+      clear(width);
+      for (int64_t i = step; i < std::min(step + kSteps, order.steps); ++i) {
+        const T* from = x + i * order.next * plan_.columns;
+        plan_.far ? add_rows<true>(from, order.apart, width) : add_rows<false>(from, order.apart, width);
+      }
+      empty(channels, totals);
     }
+    if (order.rest == tile.rows()) return;
+    clear(width);
+    add_last_rows(x + order.rest * plan_.columns, width, tile.rows() - order.rest);
+    empty(channels, totals);
   }
 
  private:
-  template <bool kFar, int64_t kRows>
-  void add_chunk(const T* x, int64_t width, int64_t rows) {
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) add_rows<kFar, kRows>(x + row * plan_.columns, width);
-    if (row < rows) add_last_rows(x + row * plan_.columns, width, rows - row);
+  void clear(int64_t width) {
+    first_.clear(width + P::kSize);
+    second_.clear(width + P::kSize);
   }
 
-  template <bool kFar, int64_t kRows>
-  void add_rows(const T* x, int64_t width) {
-    const int64_t stride = plan_.columns;
-    const int64_t ahead = plan_.ahead;
+  void empty(int64_t channels, const Totals& totals) {
+    from_any_order<T>(first_.get(), channels * plan_.shape.inner);
+    from_any_order<T>(second_.get(), channels * plan_.shape.inner);
+    add_columns(first_.get(), channels, plan_.shape.inner, totals.first);
+    add_columns(second_.get(), channels, plan_.shape.inner, totals.second);
+  }
+
+  /// kRowsAtOnce, `apart` rows from one to the next.
+  template <bool kFar>
+  void add_rows(const T* x, int64_t apart, int64_t width) {
+    const int64_t stride = apart * plan_.columns;
+    const int64_t ahead = plan_.ahead / kRowsAtOnce;
     const auto add_pack = [&](int64_t c, const auto& load) {
       const P shift = P::load_wide(shift_.get() + c);
       // In pairs, for shorter chains.
       P first[2] = {P::load_wide(first_.get() + c), P::all(0)};
       P second[2] = {P::load_wide(second_.get() + c), P::all(0)};
-      for (int64_t row = 0; row < kRows; ++row) {
-        const P d = load(x + row * stride + c) - shift;
+      for (int64_t row = 0; row < kRowsAtOnce; ++row) {
+        const T* from = x + row * stride + c;
+        if constexpr (kFar) prefetch_far(from + ahead);
+        const P d = load(from) - shift;
         first[row % 2] = first[row % 2] + d;
         second[row % 2] = multiply_add(d, d, second[row % 2]);
       }
@@ -189,13 +242,9 @@ class TileTotals {
     };
     int64_t c = 0;
     for (; c + P::kSize <= width; c += P::kSize) {
-      if constexpr (kFar) {
-        // Line after line, whatever the order of the reads.
-        for (int64_t row = 0; row < kRows; ++row) prefetch(x + ahead + c * kRows + row * P::kSize);
-      }
-      add_pack(c, [&](const T* from) { return P::load(from); });
+      add_pack(c, [&](const T* from) { return P::load_any_order(from); });
     }
-    if (c < width) add_pack(c, [&](const T* from) { return P::load(from, width - c); });
+    if (c < width) add_pack(c, [&](const T* from) { return P::load_any_order(from, width - c); });
   }
 
   /// Fewer than kRowsAtOnce.
@@ -205,7 +254,7 @@ class TileTotals {
       P first = P::load_wide(first_.get() + c);
       P second = P::load_wide(second_.get() + c);
       for (int64_t row = 0; row < rows; ++row) {
-        const P d = P::load(x + row * plan_.columns + c, std::min(P::kSize, width - c)) - shift;
+        const P d = P::load_any_order(x + row * plan_.columns + c, std::min(P::kSize, width - c)) - shift;
         first = first + d;
         second = multiply_add(d, d, second);
       }
@@ -317,20 +366,24 @@ class TileNormalizer {
         scale_(args.scale, tile, plan.shape.inner, {args.y, 2}),
         shift_(args.shift, tile, plan.shape.inner, {args.y, 3}) {}
 
-  void run(const Tile& tile) const { plan_.far ? run<1>(tile) : run<kRowsTogether>(tile); }
-
- private:
-  template <int64_t kRows>
+  /// Backwards: a tile's last rows were read last.
   void run(const Tile& tile) const {
-    int64_t row = tile.row_begin;
-    for (; row + kRows <= tile.row_end; row += kRows) run_rows<kRows>(tile, row);
-    for (; row < tile.row_end; ++row) run_rows<1>(tile, row);
+    const RowOrder order(plan_.far, tile.rows(), kRowsTogether);
+    for (int64_t row = tile.rows() - 1; row >= order.rest; --row) run_rows<1, false>(tile, row, 1);
+    for (int64_t step = order.steps - 1; step >= 0; --step) {
+      const int64_t row = step * order.next;
+      plan_.far ? run_rows<kRowsTogether, true>(tile, row, order.apart)
+                : run_rows<kRowsTogether, false>(tile, row, order.apart);
+    }
   }
 
-  template <int64_t kRows>
-  void run_rows(const Tile& tile, int64_t row) const {
-    const int64_t stride = plan_.columns;
-    const int64_t offset = row * stride + tile.channel_begin * plan_.shape.inner;
+ private:
+  /// kRows of the tile from `row` on, `apart` rows from one to the next.
+  template <int64_t kRows, bool kFar>
+  void run_rows(const Tile& tile, int64_t row, int64_t apart) const {
+    const int64_t stride = apart * plan_.columns;
+    const int64_t ahead = plan_.ahead / kRows;
+    const int64_t offset = (tile.row_begin + row) * plan_.columns + tile.channel_begin * plan_.shape.inner;
     const int64_t width = tile.channels() * plan_.shape.inner;
     const T* x = static_cast<const T*>(args_.x) + offset;
     const T* residual = kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr;
@@ -345,16 +398,20 @@ class TileNormalizer {
       P results[kRows];
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
-        results[r] = finish(P::load(x + at), kResidual ? P::load(residual + at) : P(), center, scale, shift);
+        if constexpr (kFar) {
+          prefetch_far(x + at - ahead);
+          if constexpr (kResidual) prefetch_far(residual + at - ahead);
+        }
+        results[r] = finish(P::load_any_order(x + at), kResidual ? P::load_any_order(residual + at) : P(), center, scale, shift);
       }
-      for (int64_t r = 0; r < kRows; ++r) results[r].template store<kStream>(y + r * stride + c);
+      for (int64_t r = 0; r < kRows; ++r) results[r].template store_any_order<kStream>(y + r * stride + c);
     }
     if (c == width) return;
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t at = r * stride + c;
-      finish(P::load(x + at, width - c), kResidual ? P::load(residual + at, width - c) : P(), center_.at(c),
+      finish(P::load_any_order(x + at, width - c), kResidual ? P::load_any_order(residual + at, width - c) : P(), center_.at(c),
              scale_.at(c), shift_.at(c))
-          .store(y + at, width - c);
+          .store_any_order(y + at, width - c);
     }
   }
 
@@ -550,28 +607,42 @@ class TileBackward {
   void run(double* sum_g, double* sum_gx) {
     std::fill_n(sum_g, tile_.channels(), 0.0);
     std::fill_n(sum_gx, tile_.channels(), 0.0);
-    for (int64_t row = 0; row < tile_.rows(); row += kRowsPerChunk) {
-      g_.clear(width_ + P::kSize);
-      gx_.clear(width_ + P::kSize);
-      const int64_t end = std::min(row + kRowsPerChunk, tile_.rows());
-      plan_.far ? run_chunk<1>(end - row) : run_chunk<kRowsTogether>(end - row);
-      add_columns(g_.get(), tile_.channels(), plan_.shape.inner, sum_g);
-      add_columns(gx_.get(), tile_.channels(), plan_.shape.inner, sum_gx);
+    const RowOrder order(plan_.far, tile_.rows(), kRowsTogether);
+    constexpr int64_t kSteps = kRowsPerChunk / kRowsTogether;
+    for (int64_t step = 0; step < order.steps; step += kSteps) {
+      clear();
+      for (int64_t i = step; i < std::min(step + kSteps, order.steps); ++i) {
+        plan_.far ? run_rows<kRowsTogether, true>(i * order.next, order.apart)
+                  : run_rows<kRowsTogether, false>(i * order.next, order.apart);
+      }
+      empty(sum_g, sum_gx);
     }
+    if (order.rest == tile_.rows()) return;
+    clear();
+    for (int64_t row = order.rest; row < tile_.rows(); ++row) run_rows<1, false>(row, 1);
+    empty(sum_g, sum_gx);
   }
 
  private:
-  template <int64_t kRows>
-  void run_chunk(int64_t rows) {
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) run_rows<kRows>();
-    for (; row < rows; ++row) run_rows<1>();
+  void clear() {
+    g_.clear(width_ + P::kSize);
+    gx_.clear(width_ + P::kSize);
   }
 
-  template <int64_t kRows>
-  void run_rows() {
-    const BackwardPointers<T> p = pointers_;
-    const int64_t stride = plan_.columns;
+  void empty(double* sum_g, double* sum_gx) {
+    from_any_order<T>(g_.get(), width_);
+    from_any_order<T>(gx_.get(), width_);
+    add_columns(g_.get(), tile_.channels(), plan_.shape.inner, sum_g);
+    add_columns(gx_.get(), tile_.channels(), plan_.shape.inner, sum_gx);
+  }
+
+  /// kRows of the tile from `row` on, `apart` rows from one to the next.
+  template <int64_t kRows, bool kFar>
+  void run_rows(int64_t row, int64_t apart) {
+    BackwardPointers<T> p = pointers_;
+    p.advance(row * plan_.columns);
+    const int64_t stride = apart * plan_.columns;
+    const int64_t ahead = plan_.ahead / kRows / 2;  // dy and x
     int64_t c = 0;
     for (; c + P::kSize <= width_; c += P::kSize) {
       const P scale = scale_.at(c);
@@ -582,42 +653,44 @@ class TileBackward {
       P g[kRows];
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
-        g[r] = P::load(p.dy + at);
+        if constexpr (kFar) {
+          prefetch_far(p.dy + at + ahead);
+          if constexpr (kInput) prefetch_far(p.x + at + ahead);
+          if constexpr (kMask) prefetch_far(p.y + at + ahead);
+        }
+        g[r] = P::load_any_order(p.dy + at);
         if constexpr (kMask) {
-          g[r] = masked(P::load(p.y + at), g[r]);
+          g[r] = masked(P::load_any_order(p.y + at), g[r]);
         }
         if constexpr (kInput) {
-          sum_gx = multiply_add(g[r], P::load(p.x + at) - center, sum_gx);
+          sum_gx = multiply_add(g[r], P::load_any_order(p.x + at) - center, sum_gx);
         }
         sum_g = sum_g + g[r];
       }
       if (p.dresidual) {
-        for (int64_t r = 0; r < kRows; ++r) g[r].store(p.dresidual + r * stride + c);
+        for (int64_t r = 0; r < kRows; ++r) g[r].template store_any_order<false>(p.dresidual + r * stride + c);
       }
       if (p.dx) {
-        for (int64_t r = 0; r < kRows; ++r) (g[r] * scale).store(p.dx + r * stride + c);
+        for (int64_t r = 0; r < kRows; ++r) (g[r] * scale).template store_any_order<false>(p.dx + r * stride + c);
       }
       sum_g.store_wide(g_.get() + c);
       sum_gx.store_wide(gx_.get() + c);
     }
-    if (c < width_) {
-      for (int64_t r = 0; r < kRows; ++r) run_tail(c, r * plan_.columns + c);
-    }
-    pointers_.advance(kRows * plan_.columns);
+    if (c == width_) return;
+    for (int64_t r = 0; r < kRows; ++r) run_tail(p, c, r * stride + c);
   }
 
-  void run_tail(int64_t c, int64_t at) {
-    const BackwardPointers<T>& p = pointers_;
+  void run_tail(const BackwardPointers<T>& p, int64_t c, int64_t at) {
     const int64_t count = width_ - c;
-    P g = P::load(p.dy + at, count);
-    if constexpr (kMask) g = masked(P::load(p.y + at, count), g);
+    P g = P::load_any_order(p.dy + at, count);
+    if constexpr (kMask) g = masked(P::load_any_order(p.y + at, count), g);
     (P::load_wide(g_.get() + c) + g).store_wide(g_.get() + c);
     if constexpr (kInput) {
       // Sums beyond the end are never used.
-      multiply_add(g, P::load(p.x + at, count) - center_.at(c), P::load_wide(gx_.get() + c)).store_wide(gx_.get() + c);
+      multiply_add(g, P::load_any_order(p.x + at, count) - center_.at(c), P::load_wide(gx_.get() + c)).store_wide(gx_.get() + c);
     }
-    if (p.dresidual) g.store(p.dresidual + at, count);
-    if (p.dx) (g * scale_.at(c)).store(p.dx + at, count);
+    if (p.dresidual) g.store_any_order(p.dresidual + at, count);
+    if (p.dx) (g * scale_.at(c)).store_any_order(p.dx + at, count);
   }
 
   const ColumnPlan& plan_;

@@ -3,6 +3,7 @@
 #include "kernels/cpu/pack.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -83,6 +84,17 @@ class DoubleMoments {
   Moments moments_;
 };
 
+/// In pairs; overwrites them.
+template <typename V, int kCount>
+V sum_of(V (&registers)[kCount]) {
+#pragma GCC unroll 4
+  for (int step = 1; step < kCount; step *= 2) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kCount; r += 2 * step) registers[r] = registers[r] + registers[r + step];
+  }
+  return registers[0];
+}
+
 /// A register that is summed up in double.
 template <typename A>
 class DoubleLanes {
@@ -104,9 +116,27 @@ class DoubleLanes {
   double lanes_[V::size()] = {};
 };
 
-/// So many values are added up in four registers of the accumulate type before these are emptied: 64 in each lane.
+/// So many values of each lane are added up in a register of the accumulate type before it is emptied into double.
+constexpr int64_t kMostPerLane = 64;
+/// Registers that sums over one run are spread over, for shorter chains.
+constexpr int kSpread = 4;
+/// So many values of one run are added up at once.
 template <typename T>
-constexpr int64_t kMostAtOnce = 64 * 4 * at::vec::Vectorized<Accumulate<T>>::size();
+constexpr int64_t kMostAtOnce = kMostPerLane * kSpread * at::vec::Vectorized<Accumulate<T>>::size();
+
+/// So many runs are read together: memory is read faster in several places at once, each in order, and the processor
+/// has registers for the sums of so many.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int kTogether = 8;
+#else
+constexpr int kTogether = 4;
+#endif
+/// How far in advance, in bytes, each of them is asked for: about 8 KB in all.
+constexpr int64_t kAheadTogether = int64_t{8} * 1024 / kTogether;
+
+/// Where runs begin that are read together.
+template <typename T>
+using Together = std::array<const T*, kTogether>;
 
 /// Sums over runs of consecutive values.
 template <typename T>
@@ -114,18 +144,30 @@ class RunSums {
   using A = Accumulate<T>;
   using P = Pack<T>;
   using V = P::V;
-  static constexpr int kPacks = 4 / P::kRegisters;
 
  public:
   explicit RunSums(A shift) : shift_(shift) {}
 
-  /// Takes n values in. `ahead` values on from each, memory is asked for.
-  void add(const T* x, int64_t n, int64_t ahead) {
+  /// Takes a run of n values in.
+  void add(const T* x, int64_t n) {
     for (int64_t i = 0; i < n; i += kMostAtOnce<T>) {
       const int64_t part = std::min(kMostAtOnce<T>, n - i);
-      shift_ == 0 ? add<false>(x + i, part, ahead) : add<true>(x + i, part, ahead);
+      shift_ == 0 ? add_one<false>(x + i, part) : add_one<true>(x + i, part);
     }
     count_ += n;
+  }
+
+  /// Takes several runs of n values each in.
+  void add(const Together<T>& x, int64_t n) {
+    constexpr int64_t kMost = kMostPerLane * V::size();
+    const int64_t in_packs = n / P::kSize * P::kSize;
+    for (int64_t i = 0; i < in_packs; i += kMost) {
+      const int64_t end = std::min(i + kMost, in_packs);
+      shift_ == 0 ? add_together<false>(x, i, end) : add_together<true>(x, i, end);
+    }
+    count_ += in_packs * kTogether;
+    if (in_packs == n) return;
+    for (const T* run : x) add(run + in_packs, n - in_packs);
   }
 
   A shift() const { return shift_; }
@@ -136,30 +178,73 @@ class RunSums {
 
  private:
   template <bool kShifted>
-  void add(const T* x, int64_t n, int64_t ahead) {
-    const P shift = P::all(shift_);
-    V first[4] = {V(0), V(0), V(0), V(0)};
-    V second[4] = {V(0), V(0), V(0), V(0)};
-    const auto take = [&](int pack, const P& d) {
-      for (int r = 0; r < P::kRegisters; ++r) {
-        const int at = pack * P::kRegisters + r;
-        first[at] = first[at] + d.v[r];
-        second[at] = at::vec::fmadd(d.v[r], d.v[r], second[at]);
-      }
-    };
-    const auto shifted = [&](const P& values) { return kShifted ? values - shift : values; };
+  void add_one(const T* x, int64_t n) {
+    constexpr int kPacks = kSpread / P::kRegisters;
+    Registers<kSpread> registers(shift_);
     int64_t i = 0;
     for (; i + kPacks * P::kSize <= n; i += kPacks * P::kSize) {
       for (int p = 0; p < kPacks; ++p) {
-        const T* from = x + i + p * P::kSize;
-        prefetch_far(from + ahead);
-        take(p, shifted(P::load_any_order(from)));
+        registers.template take<kShifted>(p * P::kRegisters, P::load_any_order(x + i + p * P::kSize));
       }
     }
-    for (; i + P::kSize <= n; i += P::kSize) take(0, shifted(P::load_any_order(x + i)));
-    if (i < n) take(0, shifted(P::load(x + i, n - i)).first(n - i));
-    first_.add((first[0] + first[1]) + (first[2] + first[3]));
-    second_.add((second[0] + second[1]) + (second[2] + second[3]));
+    for (; i + P::kSize <= n; i += P::kSize) registers.template take<kShifted>(0, P::load_any_order(x + i));
+    if (i < n) registers.template take_first<kShifted>(0, x + i, n - i);
+    empty(registers);
+  }
+
+  /// Values [i, end) of each run, in whole packs.
+  template <bool kShifted>
+  void add_together(const Together<T>& x, int64_t i, int64_t end) {
+    constexpr int64_t kAhead = kAheadTogether / static_cast<int64_t>(sizeof(T));
+    Registers<kTogether> registers(shift_);
+    for (; i < end; i += P::kSize) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kTogether; ++r) {
+        const T* from = x[static_cast<size_t>(r)] + i;
+        prefetch_far(from + kAhead);
+        registers.template take<kShifted, true>(r, P::load_any_order(from));
+      }
+    }
+    empty(registers);
+  }
+
+  template <int kCount>
+  struct Registers {
+    explicit Registers(A shift_by) : shift(P::all(shift_by)) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kCount; ++r) first[r] = second[r] = V(0);
+    }
+
+    /// kInOne: into one register, else into neighbouring ones.
+    template <bool kShifted, bool kInOne = false>
+    void take(int at, const P& values) {
+      add<kInOne>(at, kShifted ? values - shift : values);
+    }
+    /// The first `count` values.
+    template <bool kShifted>
+    void take_first(int at, const T* from, int64_t count) {
+      const P values = P::load(from, count);
+      add<false>(at, (kShifted ? values - shift : values).first(count));
+    }
+
+    template <bool kInOne>
+    void add(int at, const P& d) {
+      for (int r = 0; r < P::kRegisters; ++r) {
+        const int to = kInOne ? at : at + r;
+        first[to] = first[to] + d.v[r];
+        second[to] = at::vec::fmadd(d.v[r], d.v[r], second[to]);
+      }
+    }
+
+    P shift;
+    V first[kCount];
+    V second[kCount];
+  };
+
+  template <int kCount>
+  void empty(Registers<kCount>& registers) {
+    first_.add(sum_of(registers.first));
+    second_.add(sum_of(registers.second));
   }
 
   A shift_;

@@ -19,10 +19,10 @@ struct Coefficients {
   Pack<T> apply(const Pack<T>& x) const { return normalized(x, center, scale, shift); }
 };
 
-/// `ahead` values on from each of x, memory is asked for. kStream: y is aligned for it.
+/// kStream: y is aligned for it.
 template <typename T, bool kResidual, bool kRelu, bool kStream>
-inline void normalize_run(const T* x, const T* residual, T* y, int64_t n, const Coefficients<T>& coefficients,
-                          int64_t ahead) {
+inline void normalize_run(const T* x, const T* residual, T* y, int64_t n, const Coefficients<T>& of_channel) {
+  const Coefficients<T> coefficients = of_channel;  // y may be anything: in registers
   using P = Pack<T>;
   const auto compute = [&](const P& values, const P& added) {
     P result = coefficients.apply(values);
@@ -37,11 +37,7 @@ inline void normalize_run(const T* x, const T* residual, T* y, int64_t n, const 
         .template store_any_order<kStream>(y + at);
   };
   for (; i + kUnroll * P::kSize <= n; i += kUnroll * P::kSize) {
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t at = i + u * P::kSize;
-      prefetch_far(x + at + ahead);
-      one_pack(at);
-    }
+    for (int u = 0; u < kUnroll; ++u) one_pack(i + u * P::kSize);
   }
   for (; i + P::kSize <= n; i += P::kSize) one_pack(i);
   if (i < n) compute(P::load(x + i, n - i), kResidual ? P::load(residual + i, n - i) : P()).store(y + i, n - i);

@@ -73,17 +73,25 @@ struct Pack {
   static Pack load(const T* from, int64_t count) { return widen(at::vec::Vectorized<T>::loadu(from, count)); }
   /// The same values as load, in an order of their own that is the same for all packs: cheaper, where that will do.
   static Pack load_any_order(const T* from) {
-    if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    if constexpr (kReorders) {
       Bits bits;
       std::memcpy(&bits, from, sizeof(bits));
-      Pack p;
-      p.v[0] = std::bit_cast<V>(bits << 16);
-      p.v[1] = std::bit_cast<V>(bits & kUpperHalf);
-      return p;
+      return split(bits);
     } else {
       return load(from);
     }
   }
+  static Pack load_any_order(const T* from, int64_t count) {
+    if constexpr (kReorders) {
+      Bits bits = {};
+      std::memcpy(&bits, from, static_cast<size_t>(count) * sizeof(T));
+      return split(bits);
+    } else {
+      return load(from, count);
+    }
+  }
+  /// Where that order has the i-th value of a pack.
+  static constexpr int64_t place(int64_t i) { return kReorders ? i / 2 + i % 2 * V::size() : i; }
 
   /// Values that are stored in the accumulate type already.
   static Pack load_wide(const A* from) {
@@ -113,6 +121,11 @@ struct Pack {
     } else {
       std::memcpy(to, &bits, sizeof(bits));
     }
+  }
+
+  void store_any_order(T* to, int64_t count) const {
+    const Bits bits = narrow_any_order();
+    std::memcpy(to, &bits, static_cast<size_t>(count) * sizeof(T));
   }
 
   /// 0 in place of all values from `count` on.
@@ -173,7 +186,15 @@ struct Pack {
   }
 
  private:
+  static constexpr bool kReorders = std::is_same_v<T, c10::BFloat16>;
   static constexpr uint32_t kUpperHalf = 0xffff0000;
+
+  static Pack split(const Bits& bits) {
+    Pack p;
+    p.v[0] = std::bit_cast<V>(bits << 16);
+    p.v[1] = std::bit_cast<V>(bits & kUpperHalf);
+    return p;
+  }
 
   /// Rounded once.
   static V fused(const V& a, const V& b, const V& c) {
@@ -209,7 +230,7 @@ struct Pack {
   }
 
   Bits narrow_any_order() const {
-    if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    if constexpr (kReorders) {
       return (rounded_to_upper_half(v[0]) >> 16) | (rounded_to_upper_half(v[1]) & kUpperHalf);
     } else {
       return std::bit_cast<Bits>(narrow());

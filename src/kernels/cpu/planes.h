@@ -10,26 +10,24 @@
 #include <span>
 #include <vector>
 
-// [outer][channels][inner] with long planes. One group of channels at a time, so that its second read comes from the
-// cache; and while a group is normalised piece by piece, the next one is summed up, so that memory is never idle. Where
-// there are few channels each is split into a number of segments that depends on the shape alone, merged in order: the
-// same bits for any number of threads.
+// [outer][channels][inner] with long planes. A group of channels at a time, so that its second read comes from the cache.
+// A channel is read in several places at once, each in the order of memory: faster than in one. Where there are few
+// channels each is split into a number of segments that depends on the shape alone, merged in order: the same bits for
+// any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// A piece of a channel takes about this many bytes: it stays in the first-level cache, and few enough values are
-/// added up in one register lane.
+/// A piece of a plane takes about this many bytes.
 constexpr int64_t kPieceBytes = int64_t{16} * 1024;
-/// A group of neighbouring channels takes at most about this many bytes: with the next one it fits the second-level
-/// cache, and the longer the runs of memory, the faster they are read.
+/// A group of neighbouring channels takes at most about this many bytes: it fits the second-level cache, and the longer
+/// the runs of memory, the faster they are read.
 constexpr int64_t kGroupBytes = int64_t{400} * 1024;
 /// From so many channels on, a channel is a task of its own.
 constexpr int64_t kEnoughChannels = 32;
 
-/// Part of a channel: the same `n` consecutive values of some planes.
+/// Consecutive values of a channel.
 struct Piece {
-  int64_t offset;  // of the first plane's first value, from the channel's first
-  int64_t planes;
+  int64_t offset;  // from the channel's first value
   int64_t n;
 };
 
@@ -37,55 +35,64 @@ struct Piece {
 class PlanePieces {
  public:
   PlanePieces(const Shape& shape, int64_t element_size)
-      : stride_(shape.channels * shape.inner), inner_(shape.inner), planes_(shape.outer) {
-    const int64_t values = kPieceBytes / element_size;
+      : stride_(shape.channels * shape.inner), inner_(shape.inner), per_plane_(1) {
     const int64_t channel_bytes = shape.values_per_channel() * element_size;
-    group_ = std::clamp<int64_t>(std::min(kGroupBytes / channel_bytes, values / inner_), 1, kEnoughChannels / 4);
-    planes_per_piece_ = std::max<int64_t>(1, values / (inner_ * group_));
-    pieces_per_plane_ = divide_up(inner_, values);
+    group_ = std::clamp<int64_t>(kGroupBytes / channel_bytes, 1, kEnoughChannels / 4);
     // In whole cache lines.
-    size_ = divide_up(divide_up(inner_, pieces_per_plane_), 64) * 64;
-    pieces_per_plane_ = divide_up(inner_, size_);
-    count_ = pieces_per_plane_ * divide_up(planes_, planes_per_piece_);
+    size_ = divide_up(divide_up(inner_, divide_up(inner_ * element_size, kPieceBytes)), 64) * 64;
+    per_plane_ = divide_up(inner_, size_);
+    count_ = per_plane_ * shape.outer;
     segments_ =
         shape.channels >= kEnoughChannels ? 1 : std::min(count_, divide_up(2 * kEnoughChannels, shape.channels));
   }
 
   Piece operator[](int64_t i) const {
-    const int64_t plane = i / pieces_per_plane_ * planes_per_piece_;
-    const int64_t begin = i % pieces_per_plane_ * size_;
-    return {plane * stride_ + begin, std::min(planes_per_piece_, planes_ - plane), std::min(size_, inner_ - begin)};
+    const int64_t begin = i % per_plane_ * size_;
+    return {i / per_plane_ * stride_ + begin, std::min(size_, inner_ - begin)};
   }
 
-  /// How far piece i + 1 lies from piece i, or 0 where there is none.
-  int64_t to_next(int64_t i) const { return i + 1 < count_ ? (*this)[i + 1].offset - (*this)[i].offset : 0; }
-
-  int64_t stride() const { return stride_; }  // from plane to plane
-  int64_t inner() const { return inner_; }    // from channel to channel
-  int64_t group() const { return group_; }    // channels
+  int64_t inner() const { return inner_; }  // from channel to channel
+  int64_t group() const { return group_; }  // channels
   int64_t segments() const { return segments_; }
   int64_t segment_begin(int64_t segment) const { return count_ * segment / segments_; }
 
  private:
-  int64_t stride_;
+  int64_t stride_;  // from plane to plane
   int64_t inner_;
-  int64_t planes_;
+  int64_t per_plane_;
   int64_t group_;
-  int64_t planes_per_piece_;
-  int64_t pieces_per_plane_;
   int64_t size_;
   int64_t count_;
   int64_t segments_;
 };
 
-/// Takes piece i of neighbouring channels, of which the first begins at x, into their sums, in the order of memory.
+/// Takes the pieces [begin, end) of neighbouring channels, of which the first begins at x, into their sums.
 template <typename T>
-void add_piece(const PlanePieces& pieces, int64_t i, const T* x, std::span<RunSums<T>> sums, int64_t ahead) {
-  const Piece piece = pieces[i];
-  for (int64_t p = 0; p < piece.planes; ++p) {
-    const T* from = x + piece.offset + p * pieces.stride();
+void add_pieces(const PlanePieces& pieces, int64_t begin, int64_t end, const T* x, std::span<RunSums<T>> sums) {
+  int64_t i = begin;
+  for (; i + kTogether <= end; i += kTogether) {
+    Together<T> from;
+    std::array<int64_t, kTogether> n;
+    for (size_t r = 0; r < kTogether; ++r) {
+      const Piece piece = pieces[i + static_cast<int64_t>(r)];
+      from[r] = x + piece.offset;
+      n[r] = piece.n;
+    }
+    // The last piece of a plane may be shorter than the others.
+    const int64_t shortest = *std::min_element(n.begin(), n.end());
     for (auto& of_channel : sums) {
-      of_channel.add(from, piece.n, ahead);
+      of_channel.add(from, shortest);
+      for (size_t r = 0; r < kTogether; ++r) {
+        if (n[r] > shortest) of_channel.add(from[r] + shortest, n[r] - shortest);
+        from[r] += pieces.inner();
+      }
+    }
+  }
+  for (; i < end; ++i) {
+    const Piece piece = pieces[i];
+    const T* from = x + piece.offset;
+    for (auto& of_channel : sums) {
+      of_channel.add(from, piece.n);
       from += pieces.inner();
     }
   }
@@ -108,7 +115,7 @@ struct Segment {
 
   RunSums<T> sums_around(Accumulate<T> shift) const {
     RunSums<T> sums(shift);
-    for (int64_t i = begin(); i < end(); ++i) add_piece<T>(pieces, i, x, {&sums, 1}, pieces.to_next(i));
+    add_pieces<T>(pieces, begin(), end(), x, {&sums, 1});
     return sums;
   }
 
@@ -116,9 +123,7 @@ struct Segment {
     DoubleMoments moments;
     for (int64_t i = begin(); i < end(); ++i) {
       const Piece piece = pieces[i];
-      for (int64_t p = 0; p < piece.planes; ++p) {
-        for (int64_t k = 0; k < piece.n; ++k) moments.add(x[piece.offset + p * pieces.stride() + k]);
-      }
+      for (int64_t k = 0; k < piece.n; ++k) moments.add(x[piece.offset + k]);
     }
     return moments.get();
   }
@@ -161,16 +166,9 @@ class PlanesForward {
   }
 
   void run(bool with_statistics) const {
-    const int64_t channels = args_.shape.channels;
-    if (pieces_.segments() > 1) {
-      if (with_statistics) statistics_of_all();
-      parallel_segments([&](int64_t task) { normalize(task / pieces_.segments(), task % pieces_.segments()); });
-    } else if (with_statistics) {
-      parallel(args_.parallel_for, channels, args_.shape.values(),
-               [&](int64_t begin, int64_t end) { pipeline(begin, end); });
-    } else {
-      parallel_segments([&](int64_t channel) { normalize(channel, 0); });
-    }
+    if (pieces_.segments() == 1) return run_channels(with_statistics);
+    if (with_statistics) statistics_of_segments();
+    parallel_segments([&](int64_t task) { normalize(task / pieces_.segments(), 1, task % pieces_.segments()); });
   }
 
  private:
@@ -193,7 +191,7 @@ class PlanesForward {
     args_.blend(args_.blend_context, channel, channel + 1);
   }
 
-  void statistics_of_all() const {
+  void statistics_of_segments() const {
     const int64_t segments = pieces_.segments();
     const std::unique_ptr<Moments[]> parts(new Moments[static_cast<size_t>(args_.shape.channels * segments)]);
     parallel_segments([&](int64_t task) {
@@ -207,64 +205,47 @@ class PlanesForward {
     }
   }
 
-  /// Whole channels: sums up the first group; then normalises each while it sums up the next.
-  void pipeline(int64_t begin, int64_t end) const {
-    const int64_t last_piece = pieces_.segment_begin(1);
-    std::vector<RunSums<T>> sums = first_sums(begin, end);
-    for (int64_t i = 0; i < last_piece; ++i) add_piece<T>(pieces_, i, channel_of_x(begin), sums, pieces_.to_next(i));
-    std::vector<Coefficients<T>> coefficients;
-    for (int64_t group = begin; group < end; group += pieces_.group()) {
-      coefficients.clear();
-      for (size_t k = 0; k < sums.size(); ++k) {
-        const int64_t channel = group + static_cast<int64_t>(k);
-        finish(channel, segment(channel, 0).moments(sums[k]));
-        coefficients.push_back(coefficients_of(channel));
+  /// Whole channels.
+  void run_channels(bool with_statistics) const {
+    parallel(args_.parallel_for, args_.shape.channels, args_.shape.values(), [&](int64_t begin, int64_t end) {
+      for (int64_t channel = begin; channel < end; channel += pieces_.group()) {
+        const int64_t count = std::min(pieces_.group(), end - channel);
+        if (with_statistics) statistics(channel, count);
+        normalize(channel, count, 0);
       }
-      const int64_t next = group + pieces_.group();
-      sums = first_sums(next, end);
-      const int64_t to_next_group = next < end ? pieces_.group() * args_.shape.inner : 0;
-      for (int64_t i = 0; i < last_piece; ++i) {
-        // While this piece is written, the next group's next one is on its way.
-        normalize_piece(coefficients, group, i, to_next_group + pieces_.to_next(i));
-        add_piece<T>(pieces_, i, channel_of_x(next), sums, 0);
-      }
-    }
-    if constexpr (kStream) streaming_done();
+      if constexpr (kStream) streaming_done();
+    });
   }
 
-  /// Empty sums for the channels of the group from `channel` on; none where that is `end`.
-  std::vector<RunSums<T>> first_sums(int64_t channel, int64_t end) const {
+  void statistics(int64_t first, int64_t count) const {
     std::vector<RunSums<T>> sums;
-    const int64_t group_end = std::min(channel + pieces_.group(), end);
-    for (; channel < group_end; ++channel) sums.push_back(segment(channel, 0).sums());
-    return sums;
+    for (int64_t k = 0; k < count; ++k) sums.push_back(segment(first + k, 0).sums());
+    add_pieces<T>(pieces_, 0, pieces_.segment_begin(1), channel_of_x(first), sums);
+    for (int64_t k = 0; k < count; ++k) {
+      finish(first + k, segment(first + k, 0).moments(sums[static_cast<size_t>(k)]));
+    }
   }
 
-  void normalize(int64_t channel, int64_t index) const {
-    const Coefficients<T> coefficients = coefficients_of(channel);
-    for (int64_t i = pieces_.segment_begin(index); i < pieces_.segment_begin(index + 1); ++i) {
-      normalize_piece({&coefficients, 1}, channel, i, pieces_.to_next(i));
+  /// A segment of neighbouring channels, backwards: its last pieces were read last.
+  void normalize(int64_t first, int64_t count, int64_t segment) const {
+    std::vector<Coefficients<T>> coefficients;
+    for (int64_t k = 0; k < count; ++k) coefficients.push_back(coefficients_of(first + k));
+    for (int64_t i = pieces_.segment_begin(segment + 1) - 1; i >= pieces_.segment_begin(segment); --i) {
+      const Piece piece = pieces_[i];
+      int64_t offset = first * args_.shape.inner + piece.offset;
+      for (const auto& of_channel : coefficients) {
+        const T* x = static_cast<const T*>(args_.x) + offset;
+        const T* residual = kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr;
+        T* y = static_cast<T*>(args_.y) + offset;
+        normalize_run<T, kResidual, kRelu, kStream>(x, residual, y, piece.n, of_channel);
+        offset += args_.shape.inner;
+      }
     }
   }
 
   Coefficients<T> coefficients_of(int64_t channel) const {
     return {static_cast<const A*>(args_.center)[channel], static_cast<const A*>(args_.scale)[channel],
             static_cast<const A*>(args_.shift)[channel]};
-  }
-
-  void normalize_piece(std::span<const Coefficients<T>> coefficients, int64_t group, int64_t i, int64_t ahead) const {
-    const Piece piece = pieces_[i];
-    const int64_t first = group * args_.shape.inner + piece.offset;
-    for (int64_t p = 0; p < piece.planes; ++p) {
-      int64_t offset = first + p * pieces_.stride();
-      for (const auto& of_channel : coefficients) {
-        const T* x = static_cast<const T*>(args_.x) + offset;
-        const T* residual = kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr;
-        T* y = static_cast<T*>(args_.y) + offset;
-        normalize_run<T, kResidual, kRelu, kStream>(x, residual, y, piece.n, of_channel, ahead);
-        offset += args_.shape.inner;
-      }
-    }
   }
 
   const ForwardArgs& args_;
@@ -316,8 +297,6 @@ class PlanesBackward {
  private:
   /// So many channels' sums stay near.
   static constexpr int64_t kChannelsAtOnce = 256;
-  /// How far in advance memory is asked for, where all is read in its order.
-  static constexpr int64_t kAhead = int64_t{4} * 1024 / static_cast<int64_t>(sizeof(T));
 
   Runs runs_of(int64_t channel) const {
     return {static_cast<const A*>(args_.scale)[channel], static_cast<const A*>(args_.center)[channel]};
@@ -328,21 +307,31 @@ class PlanesBackward {
     args_.sum_gx[channel] = sums.second;
   }
 
-  /// Values are read once, so in the order of memory: all channels of an image, then the next one.
+  /// Values are read once, so in the order of memory: all channels of some images, then of the next ones.
   void run_channels(int64_t begin, int64_t end) const {
+    const int64_t inner = args_.shape.inner;
+    const int64_t stride = args_.shape.channels * inner;
     std::vector<Runs> runs;
     runs.reserve(static_cast<size_t>(end - begin));
     for (int64_t channel = begin; channel < end; ++channel) runs.push_back(runs_of(channel));
-    for (int64_t outer = 0; outer < args_.shape.outer; ++outer) {
+    const auto for_channels = [&](int64_t image, const auto& add) {
       BackwardPointers<T> pointers(args_);
-      pointers.advance(outer * pieces_.stride() + begin * args_.shape.inner);
+      pointers.advance(image * stride + begin * inner);
       for (auto& of_channel : runs) {
-        of_channel.add(pointers, args_.shape.inner, kAhead);
-        pointers.advance(args_.shape.inner);
+        add(of_channel, pointers);
+        pointers.advance(inner);
       }
+    };
+    int64_t image = 0;
+    for (; image + Runs::kRuns <= args_.shape.outer; image += Runs::kRuns) {
+      for_channels(image, [&](Runs& to, const auto& pointers) { to.add_together(pointers, stride, inner); });
     }
-    for (int64_t channel = begin; channel < end; ++channel)
+    for (; image < args_.shape.outer; ++image) {
+      for_channels(image, [&](Runs& to, const auto& pointers) { to.add(pointers, inner); });
+    }
+    for (int64_t channel = begin; channel < end; ++channel) {
       write(channel, runs[static_cast<size_t>(channel - begin)].get());
+    }
   }
 
   void run_segments() const {
@@ -372,10 +361,7 @@ class PlanesBackward {
       const Piece piece = pieces_[i];
       BackwardPointers<T> pointers(args_);
       pointers.advance(channel * args_.shape.inner + piece.offset);
-      for (int64_t p = 0; p < piece.planes; ++p) {
-        runs.add(pointers, piece.n, pieces_.to_next(i));
-        pointers.advance(pieces_.stride());
-      }
+      runs.add(pointers, piece.n);
     }
     return runs.get();
   }
