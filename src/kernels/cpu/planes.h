@@ -149,24 +149,10 @@ class PlanesForward {
   PlanesForward(const ForwardArgs& args, const PlanePieces& pieces) : args_(args), pieces_(pieces) {}
 
   /// mean and m2, nothing else.
-  void statistics() const {
-    if (pieces_.segments() > 1) return statistics_of_all();
-    parallel(args_.parallel_for, args_.shape.channels, args_.shape.values(), [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; group += pieces_.group()) {
-        std::vector<RunSums<T>> sums = first_sums(group, end);
-        for (int64_t i = 0; i < pieces_.segment_begin(1); ++i) {
-          add_piece<T>(pieces_, i, channel_of_x(group), sums, pieces_.to_next(i));
-        }
-        for (size_t k = 0; k < sums.size(); ++k) {
-          const int64_t channel = group + static_cast<int64_t>(k);
-          finish(channel, segment(channel, 0).moments(sums[k]));
-        }
-      }
-    });
-  }
+  void statistics() const { pieces_.segments() == 1 ? run_channels(true, false) : statistics_of_segments(); }
 
   void run(bool with_statistics) const {
-    if (pieces_.segments() == 1) return run_channels(with_statistics);
+    if (pieces_.segments() == 1) return run_channels(with_statistics, true);
     if (with_statistics) statistics_of_segments();
     parallel_segments([&](int64_t task) { normalize(task / pieces_.segments(), 1, task % pieces_.segments()); });
   }
@@ -206,18 +192,18 @@ class PlanesForward {
   }
 
   /// Whole channels.
-  void run_channels(bool with_statistics) const {
+  void run_channels(bool with_statistics, bool normalizes) const {
     parallel(args_.parallel_for, args_.shape.channels, args_.shape.values(), [&](int64_t begin, int64_t end) {
       for (int64_t channel = begin; channel < end; channel += pieces_.group()) {
         const int64_t count = std::min(pieces_.group(), end - channel);
-        if (with_statistics) statistics(channel, count);
-        normalize(channel, count, 0);
+        if (with_statistics) statistics_of_channels(channel, count);
+        if (normalizes) normalize(channel, count, 0);
       }
       if constexpr (kStream) streaming_done();
     });
   }
 
-  void statistics(int64_t first, int64_t count) const {
+  void statistics_of_channels(int64_t first, int64_t count) const {
     std::vector<RunSums<T>> sums;
     for (int64_t k = 0; k < count; ++k) sums.push_back(segment(first + k, 0).sums());
     add_pieces<T>(pieces_, 0, pieces_.segment_begin(1), channel_of_x(first), sums);
