@@ -5,6 +5,7 @@
 #   TORCH     what pip installs where it has none
 #   SKIP_APT  1: leave Debian's packages alone
 #   ARGS      for `make bench`: its options; --help lists them
+#   RUN       for `make report`: the folder of a run of the trainer
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,8 +16,8 @@ SHELL := bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libcli11-dev nlohmann-json3-dev libgtest-dev qemu-user \
-  g++-aarch64-linux-gnu dataset-fashion-mnist
+SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libjpeg62-turbo-dev libpng-dev libcli11-dev libxxhash-dev \
+  nlohmann-json3-dev libgtest-dev qemu-user g++-aarch64-linux-gnu dataset-fashion-mnist
 
 VENV_BIN := .venv/bin
 PIP_INSTALL := $(VENV_BIN)/python -m pip install -qq
@@ -39,7 +40,7 @@ export CMAKE_EXECUTABLE = $(shell command -v cmake)
 BUILD := cmake --build --preset release
 BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 
-.PHONY: help setup demo test sanitize bench lint clean system-packages FORCE
+.PHONY: help setup demo report study test sanitize bench lint clean system-packages FORCE
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -48,6 +49,13 @@ setup: .venv/.package $(TRAINER) ## install what is missing, build, make the pac
 
 demo: setup ## train a teacher on Fashion-MNIST and report on it in runs/demo (some 10 minutes)
 	@OUT=runs/demo BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/demo.sh
+
+report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo)
+	@$(if $(RUN),,echo "make report RUN=FOLDER: which run?" >&2; exit 2;) \
+	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh $(RUN)
+
+study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (some 40 minutes)
+	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study
 
 test: setup ## run all tests: C++, Python, packaging
 	@echo "-- building the tests"

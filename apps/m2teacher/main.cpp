@@ -1,4 +1,4 @@
-#include "cli.h"
+#include "cli/cli.h"
 
 #ifdef __GLIBC__
 #include <malloc.h>

@@ -2,6 +2,8 @@
 
 import argparse
 import csv
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -12,9 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
-CLASS_NAMES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"]
 RIGHT, WRONG = "tab:green", "tab:red"
 
 
@@ -45,37 +46,67 @@ def draw_accuracy(axes: Axes, metrics: dict[str, np.ndarray]) -> None:
     axes.set(title="Teacher's kNN accuracy (a sample of the images)", xlabel="step", ylabel="%")
 
 
-def draw_neighbours(figure: Figure | SubFigure, images: np.ndarray, labels: np.ndarray) -> None:
-    """One row per test image: the image itself, then its nearest training images, nearest first.
+@dataclass
+class Neighbours:
+    """Rows of images: one, then those that the teacher finds nearest to it, nearest first."""
 
-    images is (rows, 1 + neighbours, H, W), labels is (rows, 1 + neighbours).
-    """
-    figure.suptitle("Test images (left) and the training images that the teacher finds nearest")
-    grid = figure.subplots(*labels.shape, squeeze=False)
-    for row, (row_images, row_labels) in enumerate(zip(images, labels, strict=True)):
-        for column, (image, label) in enumerate(zip(row_images, row_labels, strict=True)):
+    images: np.ndarray  # (rows, 1 + neighbours, C, H, W), uint8
+    labels: np.ndarray | None  # (rows, 1 + neighbours)
+    class_names: list[str]
+
+
+def read_neighbours(path: Path) -> Neighbours:
+    with safe_open(path, framework="numpy") as file:
+        names = list(file.keys())
+        labels = file.get_tensor("labels") if "labels" in names else None
+        return Neighbours(file.get_tensor("images"), labels, json.loads(file.metadata()["class_names"]))
+
+
+def draw_image(axes: Axes, image: np.ndarray) -> None:
+    """Draws a (C, H, W) image; one channel as ink on paper."""
+    if image.shape[0] == 1:
+        axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=255)
+    else:
+        axes.imshow(image.transpose(1, 2, 0))
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def draw_neighbours(figure: Figure | SubFigure, neighbours: Neighbours) -> None:
+    figure.suptitle("Images (left) and those that the teacher finds nearest")
+    rows, columns = neighbours.images.shape[:2]
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row in range(rows):
+        for column in range(columns):
             axes = grid[row, column]
-            axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            colour = "black" if column == 0 else RIGHT if label == row_labels[0] else WRONG
-            axes.set_title(CLASS_NAMES[label], fontsize=7, color=colour, pad=2)
+            draw_image(axes, neighbours.images[row, column])
+            if neighbours.labels is None:
+                continue
+            label = neighbours.labels[row, column]
+            colour = "black" if column == 0 else RIGHT if label == neighbours.labels[row, 0] else WRONG
+            axes.set_title(neighbours.class_names[label], fontsize=7, color=colour, pad=2)
             for spine in axes.spines.values():
                 spine.set_color(colour)
                 spine.set_linewidth(2 if column == 0 else 1)
 
 
-def draw_report(run: Path) -> Path:
-    """Draws `run`/report.png from metrics.csv and neighbours.safetensors in `run`."""
+def draw_report(run: Path, class_names: list[str] | None = None) -> Path:
+    """Draws `run`/report.png from metrics.csv and neighbours.safetensors in `run`.
+
+    class_names stand for those that the data set gives.
+    """
     metrics = read_metrics(run / "metrics.csv")
-    neighbours = load_file(run / "neighbours.safetensors")
     figure = plt.figure(figsize=(14, 11), layout="constrained")
     curves, pictures = figure.subfigures(1, 2, width_ratios=[1, 1.25])
-    panels = curves.subplots(3, 1)
-    draw_loss(panels[0], metrics)
-    draw_schedules(panels[1], metrics)
-    draw_accuracy(panels[2], metrics)
-    draw_neighbours(pictures, neighbours["images"], neighbours["labels"])
+    draws = [draw_loss, draw_schedules]
+    if not np.isnan(metrics["teacher_knn"]).all():
+        draws.append(draw_accuracy)
+    for axes, draw in zip(curves.subplots(len(draws), 1), draws, strict=True):
+        draw(axes, metrics)
+    neighbours = read_neighbours(run / "neighbours.safetensors")
+    if class_names:
+        neighbours.class_names = class_names
+    draw_neighbours(pictures, neighbours)
     out = run / "report.png"
     figure.savefig(out, dpi=110)
     plt.close(figure)
@@ -85,7 +116,9 @@ def draw_report(run: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder with metrics.csv and neighbours.safetensors")
-    print(draw_report(parser.parse_args().run))
+    parser.add_argument("--class-names", type=lambda names: names.split(","), help="separated by commas")
+    arguments = parser.parse_args()
+    print(draw_report(arguments.run, arguments.class_names))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 #include "benchmark/machine.h"
 #include "benchmark/published_norm.h"
-#include "data/fashion_mnist.h"
-#include "data/standardise.h"
+#include "data/augment.h"
+#include "data/load_dataset.h"
 #include "output/table.h"
 
 #include <algorithm>
@@ -18,9 +18,9 @@ constexpr int64_t kWarmupRounds = 3;
 constexpr int64_t kCallsPerRound = 4;
 
 struct Contender {
-  Contender(std::string contender_name, const PretrainOptions& recipe, const at::Tensor& images,
+  Contender(std::string contender_name, const PretrainOptions& recipe, const TrainingData& data,
             const NormFactory& teacher_norm)
-      : name(std::move(contender_name)), pretrainer(recipe, images, teacher_norm) {}
+      : name(std::move(contender_name)), pretrainer(recipe, data, teacher_norm) {}
 
   std::string name;
   Pretrainer pretrainer;
@@ -59,15 +59,17 @@ void measure_round(Contender& contender, const at::Tensor& view, bool keep) {
 }  // namespace
 
 void run_time_layers(const TimeLayersCommand& command) {
-  const at::Tensor images = load_fashion_mnist(command.data).train.images;
-  const at::Tensor view =
-      standardise_(to_unit_range(images.narrow(0, 0, std::min(command.recipe.batch_size, images.size(0)))));
+  const Dataset dataset = load_dataset(command.data);
+  const TrainingData data{.source = dataset.train, .pixels = dataset.pixels, .loader = command.data.loader};
+  const at::Tensor images = images_in_memory(*dataset.train);
+  const at::Tensor view = standardise_(
+      to_unit_range(images.narrow(0, 0, std::min(command.recipe.batch_size, images.size(0)))), dataset.pixels);
   std::vector<std::unique_ptr<Contender>> contenders;
   contenders.push_back(
-      std::make_unique<Contender>("published formulas, eager", command.recipe, images, published_norm()));
-  contenders.push_back(std::make_unique<Contender>("plain BatchNorm", command.recipe, images, batch_norm()));
+      std::make_unique<Contender>("published formulas, eager", command.recipe, data, published_norm()));
+  contenders.push_back(std::make_unique<Contender>("plain BatchNorm", command.recipe, data, batch_norm()));
   contenders.push_back(
-      std::make_unique<Contender>("Momentum BatchNorm, ours", command.recipe, images, momentum_batch_norm()));
+      std::make_unique<Contender>("Momentum BatchNorm, ours", command.recipe, data, momentum_batch_norm()));
 
   for (int64_t round = -kWarmupRounds; round < command.rounds; ++round) {
     for (const auto& contender : contenders) {

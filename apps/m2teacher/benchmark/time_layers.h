@@ -2,12 +2,10 @@
 
 #include "training/pretrainer.h"
 
-#include <filesystem>
-
 namespace m2teacher {
 
 struct TimeLayersCommand {
-  std::filesystem::path data;
+  DataOptions data;
   PretrainOptions recipe;
   int64_t rounds = 25;
 };

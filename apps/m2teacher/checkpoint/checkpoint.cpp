@@ -1,11 +1,12 @@
 #include "checkpoint/checkpoint.h"
 
+#include "checkpoint/run_folder.h"
 #include "checkpoint/safetensors.h"
 #include "error.h"
 
+#include <ATen/ops/scalar_tensor.h>
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
 #include <sstream>
 
 namespace m2teacher {
@@ -15,108 +16,145 @@ using nlohmann::json;
 
 // What the metadata say of the file: what wrote it, and the version of its layout.
 constexpr const char* kFormat = "m2teacher";
-constexpr const char* kVersion = "1";
-constexpr int64_t kMaxWidth = 1 << 16;
-constexpr size_t kMaxStages = 8;  // as the command line allows
+constexpr const char* kVersion = "2";
 
-void add_module(Safetensors& contents, const std::string& prefix, const torch::nn::Module& module) {
-  for (const auto& item : module.named_parameters()) {
-    contents.tensors.emplace(prefix + item.key(), item.value().detach());
-  }
-  for (const auto& item : module.named_buffers()) {
-    contents.tensors.emplace(prefix + item.key(), item.value());
+constexpr const char* kRows = "metrics.rows";
+constexpr const char* kLossCount = "metrics.loss_count";
+constexpr const char* kLossSum = "metrics.loss_sum";
+constexpr const char* kStep = "step";
+
+std::string to_json(const TrainedOn& trained_on) {
+  return json{{"images", trained_on.images},          {"channels", trained_on.shape.channels},
+              {"height", trained_on.shape.height},    {"width", trained_on.shape.width},
+              {"pixel_mean", trained_on.pixels.mean}, {"pixel_std", trained_on.pixels.std}}
+      .dump();
+}
+
+TrainedOn parse_trained_on(const std::string& file, const std::string& text) {
+  try {
+    const json found = json::parse(text);
+    return {.images = found.at("images").get<int64_t>(),
+            .shape = {.channels = found.at("channels").get<int64_t>(),
+                      .height = found.at("height").get<int64_t>(),
+                      .width = found.at("width").get<int64_t>()},
+            .pixels = {.mean = found.at("pixel_mean").get<std::vector<double>>(),
+                       .std = found.at("pixel_std").get<std::vector<double>>()}};
+  } catch (const json::exception&) {
+    throw UserError(file + ": its metadata do not say what images it was trained on");
   }
 }
 
-json settings(const Pretrainer& pretrainer) {
-  const PretrainOptions& options = pretrainer.options();
-  return {{"in_channels", options.model.encoder.in_channels},
-          {"widths", options.model.encoder.widths},
-          {"pool", options.model.encoder.pool},
-          {"head_hidden", options.model.head_hidden},
-          {"head_out", options.model.head_out},
-          {"steps", options.steps},
-          {"steps_done", pretrainer.steps_done()},
-          {"batch_size", options.batch_size},
-          {"learning_rate", options.learning_rate},
-          {"warmup_steps", options.warmup_steps},
-          {"sgd_momentum", options.sgd_momentum},
-          {"weight_decay", options.weight_decay},
-          {"param_momentum", options.param_momentum},
-          {"seed", options.seed}};
+/// Takes a number of our own out of the tensors of the run.
+template <typename Number>
+Number take(const std::string& file, std::map<std::string, at::Tensor>& tensors, const char* name) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end() || found->second.numel() != 1 ||
+      found->second.scalar_type() != c10::CppTypeToScalarType<Number>::value) {
+    throw UserError(file + ": a checkpoint that lacks '" + name + "'");
+  }
+  const Number value = found->second.item<Number>();
+  tensors.erase(found);
+  return value;
 }
 
-EncoderOptions encoder_options(const std::string& file, const Safetensors& contents) {
-  const auto value = [&](const char* key) -> std::string {
-    const auto found = contents.metadata.find(key);
-    return found == contents.metadata.end() ? "" : found->second;
-  };
-  if (value("format") != kFormat) {
-    throw UserError(file + ": a safetensors file, but no checkpoint of m2teacher");
-  }
-  if (value("version") != kVersion) {
-    throw UserError(file + ": a checkpoint of version '" + value("version") + "', expected '" + kVersion + "'");
-  }
-  const json found = json::parse(value("settings"), nullptr, /*allow_exceptions=*/false);
-  const auto is_size = [](const json& size) {
-    return size.is_number_unsigned() && size.get<uint64_t>() >= 1 && size.get<uint64_t>() <= kMaxWidth;
-  };
-  const bool complete =
-      found.is_object() && found.contains("in_channels") && is_size(found["in_channels"]) && found.contains("pool") &&
-      is_size(found["pool"]) && found.contains("widths") && found["widths"].is_array() && !found["widths"].empty() &&
-      found["widths"].size() <= kMaxStages && std::all_of(found["widths"].begin(), found["widths"].end(), is_size);
-  if (!complete) {
-    throw UserError(file + ": its metadata do not say how the encoder is built");
-  }
-  return {.in_channels = found["in_channels"].get<int64_t>(),
-          .widths = found["widths"].get<std::vector<int64_t>>(),
-          .pool = found["pool"].get<int64_t>()};
-}
-
-std::string shape_text(at::IntArrayRef sizes) {
+std::string dtype_and_shape(const at::Tensor& tensor) {
   std::ostringstream text;
-  text << sizes;
+  text << at::toString(tensor.scalar_type()) << " of shape " << tensor.sizes();
   return text.str();
 }
 
-void fill(const std::string& file, const Safetensors& contents, const std::string& name, const at::Tensor& into) {
-  const auto found = contents.tensors.find(name);
-  if (found == contents.tensors.end()) {
-    throw UserError(file + ": a checkpoint of another model: it lacks '" + name + "'");
+void fill(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& into) {
+  const auto found = checkpoint.state.find(name);
+  if (found == checkpoint.state.end()) {
+    throw UserError(checkpoint.path.string() + ": a checkpoint of another model: it lacks '" + name + "'");
   }
   const at::Tensor& tensor = found->second;
   if (tensor.sizes() != into.sizes() || tensor.scalar_type() != into.scalar_type()) {
-    throw UserError(file + ": a checkpoint of another model: '" + name + "' is " + at::toString(tensor.scalar_type()) +
-                    " of shape " + shape_text(tensor.sizes()) + ", expected " + at::toString(into.scalar_type()) +
-                    " of shape " + shape_text(into.sizes()));
+    throw UserError(checkpoint.path.string() + ": a checkpoint of another model: '" + name + "' is " +
+                    dtype_and_shape(tensor) + ", expected " + dtype_and_shape(into));
   }
   into.copy_(tensor);
 }
 
 }  // namespace
 
-void save_checkpoint(const std::filesystem::path& path, Pretrainer& pretrainer) {
+std::string describe(const TrainedOn& images) {
+  return std::to_string(images.images) + " images of " + std::to_string(images.shape.channels) + " x " +
+         std::to_string(images.shape.height) + " x " + std::to_string(images.shape.width);
+}
+
+int64_t Checkpoint::step() const { return state.at(kStep).item<int64_t>(); }
+
+void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint) {
   Safetensors contents;
-  contents.metadata = {{"format", kFormat}, {"version", kVersion}, {"settings", settings(pretrainer).dump()}};
-  add_module(contents, "student.", *pretrainer.student());
-  add_module(contents, "teacher.", *pretrainer.teacher().model());
-  write_safetensors(path, contents);
+  contents.metadata = {{"format", kFormat},
+                       {"version", kVersion},
+                       {"config", to_toml(checkpoint.settings)},
+                       {"trained_on", to_json(checkpoint.trained_on)}};
+  contents.tensors = checkpoint.state;
+  contents.tensors[kRows] = at::scalar_tensor(checkpoint.metrics.rows, at::kLong);
+  contents.tensors[kLossCount] = at::scalar_tensor(checkpoint.metrics.loss_count, at::kLong);
+  contents.tensors[kLossSum] = at::scalar_tensor(checkpoint.metrics.loss_sum, at::kDouble);
+  write_checked_safetensors(path, contents);
 }
 
-CheckpointInfo read_checkpoint_info(const std::filesystem::path& path) {
-  return {.encoder = encoder_options(path.string(), read_safetensors(path))};
+Checkpoint read_checkpoint(const std::filesystem::path& path) {
+  const std::string file = path.string();
+  Safetensors contents = read_checked_safetensors(path);
+  const auto value = [&](const char* key) { return contents.metadata[key]; };
+  if (value("format") != kFormat) {
+    throw UserError(file + ": a safetensors file, but no checkpoint of m2teacher");
+  }
+  if (value("version") != kVersion) {
+    throw UserError(file + ": a checkpoint of version '" + value("version") + "', expected '" + kVersion + "'");
+  }
+  Checkpoint checkpoint;
+  checkpoint.path = path;
+  checkpoint.settings = parse_toml(value("config"), file);
+  checkpoint.trained_on = parse_trained_on(file, value("trained_on"));
+  checkpoint.settings.recipe =
+      resolve(checkpoint.settings.recipe, checkpoint.trained_on.images, checkpoint.trained_on.shape);
+  checkpoint.metrics.rows = take<int64_t>(file, contents.tensors, kRows);
+  checkpoint.metrics.loss_count = take<int64_t>(file, contents.tensors, kLossCount);
+  checkpoint.metrics.loss_sum = take<double>(file, contents.tensors, kLossSum);
+  checkpoint.state = std::move(contents.tensors);
+  if (!checkpoint.state.contains(kStep) || checkpoint.state.at(kStep).numel() != 1) {
+    throw UserError(file + ": a checkpoint that lacks '" + kStep + "'");
+  }
+  return checkpoint;
 }
 
-Encoder load_encoder(const std::filesystem::path& path, BranchImpl::Side side) {
-  const Safetensors contents = read_safetensors(path);
+std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& folder, std::ostream& notes) {
+  for (const CheckpointFile& file : list_checkpoints(folder)) {
+    try {
+      return read_checkpoint(file.path);
+    } catch (const UserError& error) {
+      notes << "skipped: " << error.what() << '\n';
+    }
+  }
+  return std::nullopt;
+}
+
+Checkpoint open_checkpoint(const std::filesystem::path& path, std::ostream& notes) {
+  if (!std::filesystem::is_directory(path)) {
+    return read_checkpoint(path);
+  }
+  std::optional<Checkpoint> newest = newest_checkpoint(path, notes);
+  if (!newest) {
+    throw UserError(path.string() + ": holds no whole checkpoint of a run");
+  }
+  return *std::move(newest);
+}
+
+Encoder build_encoder(const Checkpoint& checkpoint, BranchImpl::Side side) {
   const std::string prefix = side == BranchImpl::Side::Student ? "student.encoder." : "teacher.encoder.";
-  Encoder encoder(encoder_options(path.string(), contents), batch_norm());
+  Encoder encoder(checkpoint.settings.recipe.model.encoder, batch_norm());
   torch::NoGradGuard no_grad;
   for (const auto& item : encoder->named_parameters()) {
-    fill(path.string(), contents, prefix + item.key(), item.value());
+    fill(checkpoint, prefix + item.key(), item.value());
   }
   for (const auto& item : encoder->named_buffers()) {
-    fill(path.string(), contents, prefix + item.key(), item.value());
+    fill(checkpoint, prefix + item.key(), item.value());
   }
   encoder->eval();
   return encoder;

@@ -1,5 +1,6 @@
 #include "checkpoint/safetensors.h"
 
+#include "checkpoint/checksum.h"
 #include "error.h"
 #include "output/atomic_file.h"
 
@@ -14,6 +15,7 @@
 #include <fstream>
 #include <set>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -193,17 +195,89 @@ class HeaderParser {
   uint64_t data_bytes_;
 };
 
-/// Fails if there is less to read than was asked for.
-void read_exactly(std::ifstream& stream, const std::string& file, void* into, uint64_t bytes) {
-  stream.read(static_cast<char*>(into), static_cast<std::streamsize>(bytes));
-  if (static_cast<uint64_t>(stream.gcount()) != bytes) {
-    throw UserError(file + ": cannot be read to its end");
+/// A file that is read from its beginning to its end.
+class Reader {
+ public:
+  explicit Reader(const std::filesystem::path& path) : file_(path.string()) {
+    if (std::filesystem::is_directory(path)) {
+      throw UserError(file_ + ": is a folder, expected a safetensors file");
+    }
+    errno = 0;
+    stream_.open(path, std::ios::binary);
+    if (!stream_) {
+      throw UserError(file_ + ": cannot be opened: " + std::strerror(errno));
+    }
+    size_ = std::filesystem::file_size(path);
   }
+
+  const std::string& file() const { return file_; }
+  uint64_t size() const { return size_; }
+
+  /// Up to `bytes` bytes; fewer only at the end of the file.
+  size_t read(void* into, size_t bytes) {
+    stream_.read(static_cast<char*>(into), static_cast<std::streamsize>(bytes));
+    return static_cast<size_t>(stream_.gcount());
+  }
+
+  void read_exactly(void* into, uint64_t bytes) {
+    if (read(into, bytes) != bytes) {
+      throw UserError(file_ + ": cannot be read to its end");
+    }
+  }
+
+  void rewind() {
+    stream_.clear();
+    stream_.seekg(0);
+  }
+
+ private:
+  std::string file_;
+  std::ifstream stream_;
+  uint64_t size_ = 0;
+};
+
+// A checksum stands at a fixed place, so that it can be verified before anything of the file is interpreted: behind the
+// length of the header and these characters, with which the header begins.
+constexpr std::string_view kChecksumPrefix = R"({"__metadata__":{"checksum":"xxh3-128:)";
+constexpr const char* kChecksumKey = "checksum";
+constexpr const char* kChecksumKind = "xxh3-128:";
+constexpr size_t kChecksumPlace = sizeof(uint64_t) + kChecksumPrefix.size();
+constexpr size_t kChunkBytes = size_t{1} << 16;
+
+std::string blank_checksum() { return std::string(Checksum::kDigits, '0'); }
+
+/// @throws UserError  not the bytes that were written
+void verify_checksum(Reader& reader) {
+  const auto damaged = [&](const std::string& why) { throw UserError(reader.file() + ": " + why); };
+  std::string start(kChecksumPlace + Checksum::kDigits, '\0');
+  start.resize(reader.read(start.data(), start.size()));
+  if (start.size() < kChecksumPlace + Checksum::kDigits ||
+      start.compare(sizeof(uint64_t), kChecksumPrefix.size(), kChecksumPrefix) != 0) {
+    damaged("holds no checksum where m2teacher writes it: no checkpoint, or truncated or damaged");
+  }
+  const std::string expected = start.substr(kChecksumPlace);
+  Checksum found;
+  found.update(start.data(), kChecksumPlace);
+  found.update(blank_checksum().data(), Checksum::kDigits);
+  std::vector<char> chunk(kChunkBytes);
+  for (size_t bytes = chunk.size(); bytes == chunk.size();) {
+    bytes = reader.read(chunk.data(), chunk.size());
+    found.update(chunk.data(), bytes);
+  }
+  if (found.digits() != expected) {
+    damaged("truncated or damaged: its checksum is " + found.digits() + ", it was written with " + expected);
+  }
+  reader.rewind();
 }
 
-}  // namespace
+/// The contents of a file in the order in which they are written.
+struct Layout {
+  std::string header;  ///< behind its length, padded
+  std::vector<at::Tensor> tensors;
+};
 
-void write_safetensors(const std::filesystem::path& path, const Safetensors& contents) {
+/// @param checksum  digits of the checksum; empty: none
+Layout lay_out(const Safetensors& contents, const std::string& checksum) {
   // Widest dtype first, as the format's own library does, so that every tensor is aligned.
   std::vector<std::pair<std::string, at::Tensor>> ordered;
   ordered.reserve(contents.tensors.size());
@@ -213,60 +287,95 @@ void write_safetensors(const std::filesystem::path& path, const Safetensors& con
   std::stable_sort(ordered.begin(), ordered.end(),
                    [](const auto& a, const auto& b) { return a.second.element_size() > b.second.element_size(); });
 
-  json header = json::object();
-  if (!contents.metadata.empty()) {
-    header[kMetadata] = contents.metadata;
+  nlohmann::ordered_json metadata = nlohmann::ordered_json::object();
+  if (!checksum.empty()) {
+    metadata[kChecksumKey] = kChecksumKind + checksum;
   }
+  for (const auto& [key, text] : contents.metadata) {
+    metadata[key] = text;
+  }
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) {
+    header[kMetadata] = std::move(metadata);
+  }
+  Layout layout;
   uint64_t offset = 0;
-  for (const auto& [name, tensor] : ordered) {
+  for (auto& [name, tensor] : ordered) {
     const uint64_t end = offset + tensor.nbytes();
     header[name] = {
         {"dtype", dtype_name(tensor.scalar_type())}, {"shape", tensor.sizes().vec()}, {"data_offsets", {offset, end}}};
     offset = end;
+    layout.tensors.push_back(std::move(tensor));
   }
-  std::string text = header.dump();
-  text.resize((text.size() + kAlignment - 1) / kAlignment * kAlignment, ' ');
+  layout.header = header.dump();
+  layout.header.resize((layout.header.size() + kAlignment - 1) / kAlignment * kAlignment, ' ');
+  return layout;
+}
 
-  AtomicFile file(path);
-  const uint64_t header_bytes = text.size();
-  file.write(&header_bytes, sizeof(header_bytes));
-  file.write(text.data(), text.size());
-  for (const auto& [name, tensor] : ordered) {
-    file.write(tensor.const_data_ptr(), tensor.nbytes());
+/// Hands all bytes of the file to `sink(data, size)`, in their order.
+template <typename Sink>
+void for_each_piece(const Layout& layout, const Sink& sink) {
+  const uint64_t header_bytes = layout.header.size();
+  sink(&header_bytes, sizeof(header_bytes));
+  sink(layout.header.data(), layout.header.size());
+  for (const at::Tensor& tensor : layout.tensors) {
+    sink(tensor.const_data_ptr(), tensor.nbytes());
   }
+}
+
+void write(const std::filesystem::path& path, const Layout& layout) {
+  AtomicFile file(path);
+  for_each_piece(layout, [&](const void* data, size_t size) { file.write(data, size); });
   file.commit();
 }
 
-Safetensors read_safetensors(const std::filesystem::path& path) {
-  const std::string file = path.string();
-  if (std::filesystem::is_directory(path)) {
-    throw UserError(file + ": is a folder, expected a safetensors file");
-  }
-  errno = 0;
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) {
-    throw UserError(file + ": cannot be opened: " + std::strerror(errno));
-  }
-  const uint64_t file_bytes = std::filesystem::file_size(path);
+Safetensors read(Reader& reader) {
   uint64_t header_bytes = 0;
-  if (file_bytes < sizeof(header_bytes)) {
-    throw UserError(file + ": not a safetensors file: only " + std::to_string(file_bytes) + " bytes long");
+  if (reader.size() < sizeof(header_bytes)) {
+    throw UserError(reader.file() + ": not a safetensors file: only " + std::to_string(reader.size()) + " bytes long");
   }
-  read_exactly(stream, file, &header_bytes, sizeof(header_bytes));
-  if (header_bytes > kMaxHeaderBytes || header_bytes > file_bytes - sizeof(header_bytes)) {
-    throw UserError(file + ": not a sound safetensors file: a header of " + std::to_string(header_bytes) +
-                    " bytes in a file of " + std::to_string(file_bytes) + ": truncated or damaged");
+  reader.read_exactly(&header_bytes, sizeof(header_bytes));
+  if (header_bytes > kMaxHeaderBytes || header_bytes > reader.size() - sizeof(header_bytes)) {
+    throw UserError(reader.file() + ": not a sound safetensors file: a header of " + std::to_string(header_bytes) +
+                    " bytes in a file of " + std::to_string(reader.size()) + ": truncated or damaged");
   }
   std::string text(header_bytes, '\0');
-  read_exactly(stream, file, text.data(), header_bytes);
+  reader.read_exactly(text.data(), header_bytes);
 
   Safetensors contents;
-  const HeaderParser parser(file, file_bytes - sizeof(header_bytes) - header_bytes);
+  const HeaderParser parser(reader.file(), reader.size() - sizeof(header_bytes) - header_bytes);
   for (const Entry& entry : parser.parse(text, contents.metadata)) {
     at::Tensor tensor = at::empty(entry.shape, entry.dtype);
-    read_exactly(stream, file, tensor.mutable_data_ptr(), entry.end - entry.begin);
+    reader.read_exactly(tensor.mutable_data_ptr(), entry.end - entry.begin);
     contents.tensors.emplace(entry.name, std::move(tensor));
   }
+  return contents;
+}
+
+}  // namespace
+
+void write_safetensors(const std::filesystem::path& path, const Safetensors& contents) {
+  write(path, lay_out(contents, /*checksum=*/""));
+}
+
+void write_checked_safetensors(const std::filesystem::path& path, const Safetensors& contents) {
+  Layout layout = lay_out(contents, blank_checksum());
+  Checksum checksum;
+  for_each_piece(layout, [&](const void* data, size_t size) { checksum.update(data, size); });
+  layout.header.replace(kChecksumPrefix.size(), Checksum::kDigits, checksum.digits());
+  write(path, layout);
+}
+
+Safetensors read_safetensors(const std::filesystem::path& path) {
+  Reader reader(path);
+  return read(reader);
+}
+
+Safetensors read_checked_safetensors(const std::filesystem::path& path) {
+  Reader reader(path);
+  verify_checksum(reader);
+  Safetensors contents = read(reader);
+  contents.metadata.erase(kChecksumKey);
   return contents;
 }
 

@@ -25,4 +25,15 @@ void write_safetensors(const std::filesystem::path& path, const Safetensors& con
 /// @throws UserError
 Safetensors read_safetensors(const std::filesystem::path& path);
 
+/// As `write_safetensors`, with a checksum over every byte of the file under "checksum" in its metadata, the first
+/// thing in the header. Other readers of the format see one more entry of metadata. The tensors must not change
+/// meanwhile.
+void write_checked_safetensors(const std::filesystem::path& path, const Safetensors& contents);
+
+/// As `read_safetensors`, of what `write_checked_safetensors` has written: the checksum is verified before anything
+/// else is looked at.
+/// @return metadata without the checksum
+/// @throws UserError  also where a single bit of the file is another than was written
+Safetensors read_checked_safetensors(const std::filesystem::path& path);
+
 }  // namespace m2teacher

@@ -1,23 +1,21 @@
 #pragma once
 
-#include "training/pretrainer.h"
+#include "settings/run_settings.h"
 
 #include <filesystem>
 
 namespace m2teacher {
 
-inline constexpr const char* kCheckpointFile = "checkpoint.safetensors";
-inline constexpr const char* kMetricsFile = "metrics.csv";
-
 struct PretrainCommand {
-  std::filesystem::path data;
-  std::filesystem::path out;
-  PretrainOptions recipe;
-  int64_t eval_every = 250;  ///< steps between two looks at the teacher's accuracy; 0: none
+  RunSettings settings;
+  std::filesystem::path folder;  ///< of the run
+  bool resume = false;           ///< go on with the run in the folder, whose settings these are
+  bool overwrite = false;        ///< otherwise a folder that holds a run already is refused
 };
 
-/// Trains a pair and leaves metrics.csv and checkpoint.safetensors in `out`.
-/// @throws UserError
+/// Trains a pair. Leaves config.toml, metrics.csv and the last checkpoints in the folder of the run. SIGINT and SIGTERM
+/// end it after the step at hand, with a checkpoint.
+/// @throws UserError  the checkpoints that were saved until then stay
 void run_pretrain(const PretrainCommand& command);
 
 }  // namespace m2teacher

@@ -1,37 +1,46 @@
 #pragma once
 
-#include <ATen/core/Generator.h>
+#include "data/augment_options.h"
+#include "data/crop.h"
+#include "data/image_source.h"
+
 #include <ATen/core/Tensor.h>
+
+#include <vector>
 
 namespace m2teacher {
 
-/// Ranges from which the augmentations are drawn, uniformly and for each image by itself.
-struct AugmentOptions {
-  double min_area = 0.45;  ///< area of the crop, as a share of the image's, in [min_area, max_area]
-  double max_area = 1.0;
-  double log_aspect = 0.25;  ///< width / height of the crop in e^[-log_aspect, log_aspect]
-  double flip_share = 0.5;   ///< share of images mirrored left to right
-  double log_gamma = 0.5;    ///< exponent of the pixel values in e^[-log_gamma, log_gamma]
-  double contrast = 0.4;     ///< factor about the image's mean in 1 +- contrast
-  double brightness = 0.2;   ///< added to the pixel values, in +-brightness
+/// Operations of the colour jitter, applied to each image in an order of its own.
+enum class ColourOperation { Brightness, Contrast, Saturation, Hue };
+inline constexpr int64_t kColourOperations = 4;
+
+/// What was drawn for one view of N images.
+struct ViewDraw {
+  std::vector<CropBox> boxes;  ///< N; empty where the images were cropped as they were read
+  at::Tensor flip;             ///< (N), bool
+  at::Tensor gamma;            ///< (N), exponent
+  at::Tensor jitter;           ///< (N), bool: whether the four operations below are done
+  at::Tensor factors;          ///< (N, 4), float32, by `ColourOperation`: factors, and for the hue the move in turns
+  at::Tensor order;            ///< (N, 4), int64: the operation that is done first, second, ...
+  at::Tensor greyscale;        ///< (N), bool
+  at::Tensor blur;             ///< (N), bool
+  at::Tensor sigma;            ///< (N), float32: of the blur, in pixels of the output
+  int64_t blur_reach = 0;      ///< pixels that a blur looks to either side, the same for all
+  at::Tensor solarise;         ///< (N), bool
 };
 
-/// What was drawn for N images.
-struct AugmentDraw {
-  at::Tensor affine;      ///< (N, 2, 3): where each output pixel comes from, as `at::affine_grid_generator` takes it
-  at::Tensor gamma;       ///< (N, 1, 1, 1)
-  at::Tensor contrast;    ///< (N, 1, 1, 1)
-  at::Tensor brightness;  ///< (N, 1, 1, 1)
-};
+/// Draws for one view of the images at places `first` to `first + count - 1` of a batch.
+/// @param at     its place is that of the first image
+/// @param shape  of the output
+/// @param crop   whether boxes are drawn, for images of that shape
+ViewDraw draw_view(const AugmentOptions& options, const ViewPlace& at, int64_t count, const ImageShape& shape,
+                   bool crop);
 
-AugmentDraw draw_augmentations(int64_t count, const AugmentOptions& options, at::Generator& generator);
-
-/// Random resized crop and flip (bilinear, to the image's own size), then gamma, contrast and brightness.
-/// Contrast keeps the mean of each image's own pixels. The result is not clamped.
+/// One view of images: what `AugmentOptions` lists, in its order. Values are clamped to [0, 1] where torchvision does.
 ///
-/// @param images  (N, C, H, W), float32 in [0, 1]
-/// @return (N, C, H, W), float32
-at::Tensor apply_augmentations(const at::Tensor& images, const AugmentDraw& draw);
+/// @param images  (N, C, H, W), uint8
+/// @return (N, C, H, W), float32 in [0, 1]
+at::Tensor augment(const at::Tensor& images, const ViewDraw& draw);
 
 /// Pixels 0..255 to float32 in [0, 1].
 at::Tensor to_unit_range(const at::Tensor& images);

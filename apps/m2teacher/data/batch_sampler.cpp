@@ -1,5 +1,6 @@
 #include "data/batch_sampler.h"
 
+#include "data/random.h"
 #include "error.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -10,23 +11,21 @@
 namespace m2teacher {
 
 BatchSampler::BatchSampler(int64_t dataset_size, int64_t batch_size, uint64_t seed)
-    : dataset_size_(dataset_size),
-      batch_size_(batch_size),
-      generator_(at::make_generator<at::CPUGeneratorImpl>(seed)),
-      position_(dataset_size) {
+    : dataset_size_(dataset_size), batch_size_(batch_size), seed_(seed) {
   if (batch_size > dataset_size) {
     throw UserError("--batch-size: " + std::to_string(batch_size) + " is more than the " +
                     std::to_string(dataset_size) + " training images");
   }
 }
 
-at::Tensor BatchSampler::next() {
-  if (position_ + batch_size_ > dataset_size_) {
-    permutation_ = at::randperm(dataset_size_, generator_, at::kLong);
-    position_ = 0;
+at::Tensor BatchSampler::batch(int64_t step) {
+  const int64_t epoch = step / batches_per_epoch();
+  if (epoch != epoch_) {
+    at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(derived_seed(seed_, Purpose::Shuffle, epoch));
+    permutation_ = at::randperm(dataset_size_, generator, at::kLong);
+    epoch_ = epoch;
   }
-  position_ += batch_size_;
-  return permutation_.narrow(0, position_ - batch_size_, batch_size_);
+  return permutation_.narrow(0, step % batches_per_epoch() * batch_size_, batch_size_);
 }
 
 }  // namespace m2teacher

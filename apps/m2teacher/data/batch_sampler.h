@@ -1,25 +1,28 @@
 #pragma once
 
-#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 namespace m2teacher {
 
-/// Endless batches of indices: every epoch a new permutation, its incomplete last batch left out.
+/// Which images each step takes: every epoch a new permutation, its incomplete last batch left out.
+/// A function of the seed and the step alone.
 class BatchSampler {
  public:
   /// @throws UserError  batch_size > dataset_size
   BatchSampler(int64_t dataset_size, int64_t batch_size, uint64_t seed);
 
+  /// @param step  0 for the first
   /// @return (batch_size), int64
-  at::Tensor next();
+  at::Tensor batch(int64_t step);
+
+  int64_t batches_per_epoch() const { return dataset_size_ / batch_size_; }
 
  private:
   int64_t dataset_size_;
   int64_t batch_size_;
-  at::Generator generator_;
+  uint64_t seed_;
+  int64_t epoch_ = -1;  // of the permutation
   at::Tensor permutation_;
-  int64_t position_ = 0;
 };
 
 }  // namespace m2teacher

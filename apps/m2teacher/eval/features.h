@@ -1,28 +1,38 @@
 #pragma once
 
-#include "data/image_set.h"
+#include "data/data_options.h"
+#include "data/image_source.h"
 #include "models/encoder.h"
 
 #include <ATen/core/Tensor.h>
+
+#include <memory>
 
 namespace m2teacher {
 
 /// Features of images with the labels of these.
 struct LabelledFeatures {
   at::Tensor features;  ///< (N, F), float32
-  at::Tensor labels;    ///< (N), int64
+  at::Tensor labels;    ///< (N), int64; undefined where there are none
+  at::Tensor index;     ///< (N), int64: which images of their source; undefined where that is all of them
 };
 
 /// What the encoder makes of the images, in evaluation mode and without gradients.
 /// @param images  (N, C, H, W), uint8
 /// @return (N, F), float32
-at::Tensor encode(Encoder& encoder, const at::Tensor& images);
+at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatistics& pixels);
+
+/// The same of a source's first `count` images, which need not fit into memory. Unreadable ones are left out.
+/// @throws UserError  none can be read, and what reading throws
+LabelledFeatures encode(Encoder& encoder, const std::shared_ptr<const ImageSource>& images, int64_t count,
+                        const PixelStatistics& pixels, const LoaderOptions& loader);
 
 /// The pixels themselves, in [0, 1]: (N, C * H * W).
 at::Tensor raw_pixels(const at::Tensor& images);
 
 /// An encoder with its initial weights, whose BatchNorm statistics were estimated on the images.
 /// @param images  (N, C, H, W), uint8
-Encoder untrained_encoder(const EncoderOptions& options, const at::Tensor& images, uint64_t seed);
+Encoder untrained_encoder(const EncoderOptions& options, const at::Tensor& images, const PixelStatistics& pixels,
+                          uint64_t seed);
 
 }  // namespace m2teacher

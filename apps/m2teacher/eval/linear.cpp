@@ -59,7 +59,7 @@ double linear_accuracy(const LabelledFeatures& train, const LabelledFeatures& te
   Probe probe(classes, features.size(1));
   Probe velocity(classes, features.size(1));
   for (int64_t step = 0; step < options.steps; ++step) {
-    const at::Tensor index = sampler.next();
+    const at::Tensor index = sampler.batch(step);
     const at::Tensor x = features.index_select(0, index);
     const at::Tensor labels = train.labels.index_select(0, index).unsqueeze(1);
     // Gradient of the mean cross entropy by the logits: (softmax - one hot) / batch.
@@ -116,6 +116,14 @@ double few_labels_accuracy(const LabelledFeatures& train, const LabelledFeatures
     sum += probe.accuracy(test_features, test.labels);
   }
   return sum / static_cast<double>(options.draws);
+}
+
+double probe_accuracy(const LabelledFeatures& train, const LabelledFeatures& test, int64_t classes,
+                      int64_t labels_per_class, uint64_t seed) {
+  if (labels_per_class == 0) {
+    return linear_accuracy(train, test, classes, {.seed = seed});
+  }
+  return few_labels_accuracy(train, test, classes, {.labels_per_class = labels_per_class, .seed = seed});
 }
 
 }  // namespace m2teacher

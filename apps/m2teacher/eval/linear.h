@@ -31,6 +31,11 @@ struct FewLabelsOptions {
 double few_labels_accuracy(const LabelledFeatures& train, const LabelledFeatures& test, int64_t classes,
                            const FewLabelsOptions& options = {});
 
+/// One or the other, with the defaults.
+/// @param labels_per_class  0: all
+double probe_accuracy(const LabelledFeatures& train, const LabelledFeatures& test, int64_t classes,
+                      int64_t labels_per_class, uint64_t seed);
+
 /// `count` indices per class, drawn without replacement: (classes * count), int64.
 at::Tensor draw_per_class(const at::Tensor& labels, int64_t classes, int64_t count, uint64_t seed);
 

@@ -12,10 +12,11 @@ at::Tensor HeadImpl::forward(const at::Tensor& x) { return fc2_(bn_->forward(fc1
 
 BranchImpl::BranchImpl(const BranchOptions& options, Side side, const NormFactory& norm) {
   encoder_ = register_module("encoder", Encoder(options.encoder, norm));
-  projector_ =
-      register_module("projector", Head(options.encoder.features(), options.head_hidden, options.head_out, norm));
+  projector_ = register_module("projector",
+                               Head(options.encoder.features(), options.projector_hidden, options.projector_out, norm));
   if (side == Side::Student) {
-    predictor_ = register_module("predictor", Head(options.head_out, options.head_hidden, options.head_out, norm));
+    predictor_ = register_module("predictor",
+                                 Head(options.projector_out, options.predictor_hidden, options.projector_out, norm));
   }
 }
 

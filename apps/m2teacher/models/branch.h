@@ -22,8 +22,10 @@ TORCH_MODULE(Head);
 
 struct BranchOptions {
   EncoderOptions encoder;
-  int64_t head_hidden = 512;
-  int64_t head_out = 128;
+  // The paper's (arXiv 2101.07525, section 4.1).
+  int64_t projector_hidden = 4096;
+  int64_t predictor_hidden = 4096;
+  int64_t projector_out = 256;  ///< of the predictor, too
 };
 
 /// One side of the pair: encoder and projector, and for the student a predictor.
@@ -34,7 +36,7 @@ class BranchImpl : public torch::nn::Module {
 
   BranchImpl(const BranchOptions& options, Side side, const NormFactory& norm);
 
-  /// (N, C, H, W), standardised, to (N, head_out)
+  /// (N, C, H, W), standardised, to (N, projector_out)
   at::Tensor forward(const at::Tensor& images);
   Encoder& encoder() { return encoder_; }
 

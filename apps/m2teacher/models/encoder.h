@@ -1,44 +1,41 @@
 #pragma once
 
+#include "models/encoder_options.h"
 #include "models/normalisation.h"
 
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/pimpl.h>
 
+#include <memory>
 #include <vector>
 
 namespace m2teacher {
 
-struct EncoderOptions {
-  int64_t in_channels = 1;
-  /// Channels of each stage; a stage is one basic residual block. The first keeps the resolution of the stem,
-  /// every further one halves it.
-  std::vector<int64_t> widths = {32, 64, 128};
-
-  /// The last stage's output is averaged over a grid of pool x pool fields: more than 1 keeps roughly where things are.
-  int64_t pool = 2;
-
-  int64_t features() const { return widths.back() * pool * pool; }
-};
-
-/// Two 3x3 convolutions around a shortcut (arXiv 1512.03385), under torchvision's names.
-class BasicBlockImpl : public torch::nn::Module {
+/// A residual block (arXiv 1512.03385) under torchvision's names: convolutions "conv1", "conv2", ... each followed by
+/// its normalisation "bn1", "bn2", ..., around a shortcut, which is convolved and normalised ("downsample.0",
+/// "downsample.1") where the block changes sizes.
+class ResidualBlockImpl : public torch::nn::Module {
  public:
-  BasicBlockImpl(int64_t in_channels, int64_t out_channels, int64_t stride, const NormFactory& norm);
+  struct Layer {
+    int64_t out_channels;
+    int64_t kernel;
+    int64_t stride;
+  };
+
+  ResidualBlockImpl(int64_t in_channels, const std::vector<Layer>& layers, const NormFactory& norm);
   at::Tensor forward(const at::Tensor& x);
 
  private:
-  torch::nn::Conv2d conv1_{nullptr};
-  std::unique_ptr<Norm> bn1_;
-  torch::nn::Conv2d conv2_{nullptr};
-  std::unique_ptr<Norm> bn2_;
+  std::vector<torch::nn::Conv2d> convolutions_;
+  std::vector<std::unique_ptr<Norm>> norms_;
   torch::nn::Conv2d downsample_conv_{nullptr};
   std::unique_ptr<Norm> downsample_bn_;
 };
-TORCH_MODULE(BasicBlock);
+TORCH_MODULE(ResidualBlock);
 
-/// A small residual network for small images: a 3x3 stem of stride 2, one block per stage, average pool to a coarse
-/// grid.
+/// A residual network without its classifier, under torchvision's names, in channels last.
+///
+/// The small one has a 3x3 stem of stride 2, one basic block per stage, and averages its last stage to a coarse grid.
 class EncoderImpl : public torch::nn::Module {
  public:
   EncoderImpl(const EncoderOptions& options, const NormFactory& norm);
@@ -48,10 +45,15 @@ class EncoderImpl : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& images);
 
  private:
+  void add_stage(int64_t number, int64_t& channels, int64_t blocks, int64_t width, int64_t stride,
+                 const NormFactory& norm);
+
+  EncoderOptions options_;
+  bool max_pool_;
+  int64_t pool_;
   torch::nn::Conv2d conv1_{nullptr};
   std::unique_ptr<Norm> bn1_;
-  std::vector<BasicBlock> blocks_;
-  int64_t pool_;
+  std::vector<ResidualBlock> blocks_;
 };
 TORCH_MODULE(Encoder);
 

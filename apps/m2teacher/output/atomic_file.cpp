@@ -3,31 +3,37 @@
 #include "error.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
+#include <cstdio>
 #include <cstring>
+#include <utility>
 
 namespace m2teacher {
 namespace {
 
-constexpr mode_t kFileMode = 0644;
+constexpr const char* kTemporaryMark = ".tmp-";
+
+/// A new name is on the disk only once its folder is. Not every file system can do that, which is no failure.
+bool flush_folder(const std::filesystem::path& folder) {
+  const FileDescriptor descriptor(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
+  return descriptor.is_open() && (descriptor.flush() || errno == EINVAL);
+}
 
 }  // namespace
 
 AtomicFile::AtomicFile(std::filesystem::path path)
-    : path_(std::move(path)), temporary_(path_.string() + ".tmp-" + std::to_string(getpid())) {
-  descriptor_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, kFileMode);
-  if (descriptor_ < 0) {
+    : path_(std::move(path)),
+      temporary_(path_.string() + kTemporaryMark + std::to_string(getpid())),
+      file_(temporary_, O_WRONLY | O_CREAT | O_TRUNC) {
+  if (!file_.is_open()) {
     fail();
   }
 }
 
 AtomicFile::~AtomicFile() {
-  if (descriptor_ >= 0) {
-    close(descriptor_);
+  if (!temporary_.empty()) {
     unlink(temporary_.c_str());
   }
 }
@@ -35,32 +41,33 @@ AtomicFile::~AtomicFile() {
 void AtomicFile::fail() const { throw UserError(path_.string() + ": cannot be written: " + std::strerror(errno)); }
 
 void AtomicFile::write(const void* data, size_t size) {
-  const char* from = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t written = ::write(descriptor_, from, size);
-    if (written < 0 && errno == EINTR) {
-      continue;
-    }
-    if (written < 0) {
-      fail();
-    }
-    from += written;
-    size -= static_cast<size_t>(written);
+  if (!file_.write(data, size)) {
+    fail();
   }
 }
 
 void AtomicFile::commit() {
-  if (fsync(descriptor_) != 0 || rename(temporary_.c_str(), path_.c_str()) != 0) {
+  if (!file_.flush() || !file_.close() || rename(temporary_.c_str(), path_.c_str()) != 0) {
     fail();
   }
-  close(descriptor_);
-  descriptor_ = -1;
-  // The new name is on the disk only once its folder is.
-  const std::string folder = path_.has_parent_path() ? path_.parent_path().string() : ".";
-  const int folder_descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder_descriptor >= 0) {
-    fsync(folder_descriptor);
-    close(folder_descriptor);
+  temporary_.clear();
+  if (!flush_folder(path_.parent_path())) {
+    fail();
+  }
+}
+
+void write_text_file(const std::filesystem::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.write(text.data(), text.size());
+  file.commit();
+}
+
+void remove_temporary_files(const std::filesystem::path& folder) {
+  std::error_code error;  // what cannot be removed does no harm
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    if (entry.path().filename().string().find(kTemporaryMark) != std::string::npos) {
+      std::filesystem::remove(entry.path(), error);
+    }
   }
 }
 

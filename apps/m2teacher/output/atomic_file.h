@@ -1,5 +1,7 @@
 #pragma once
 
+#include "output/file_descriptor.h"
+
 #include <cstddef>
 #include <filesystem>
 #include <string>
@@ -18,6 +20,7 @@ class AtomicFile {
 
   /// @throws UserError  what could not be written, and why
   void write(const void* data, size_t size);
+  /// Returns once the file and its name are on the disk. @throws UserError
   void commit();
 
  private:
@@ -25,8 +28,15 @@ class AtomicFile {
 
   std::filesystem::path path_;
   std::string temporary_;
-  int descriptor_ = -1;
+  FileDescriptor file_;
 };
+
+/// Writes a text as an `AtomicFile`. @throws UserError
+void write_text_file(const std::filesystem::path& path, const std::string& text);
+
+/// Removes the temporary files in the folder that processes left which were killed while they wrote. Only for whoever
+/// owns the folder: a file that is just being written would go, too.
+void remove_temporary_files(const std::filesystem::path& folder);
 
 /// Makes the folder, and those above it, if need be, and sees that files can be made in it.
 /// @throws UserError

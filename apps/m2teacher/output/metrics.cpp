@@ -2,37 +2,113 @@
 
 #include "error.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
 #include <cerrno>
+#include <charconv>
+#include <cmath>
 #include <cstring>
+#include <fstream>
+#include <string_view>
 
 namespace m2teacher {
+namespace {
 
-MetricsFile::MetricsFile(const std::filesystem::path& path) : path_(path), stream_(path) {
-  stream_ << "step,images,loss,learning_rate,param_momentum,bn_momentum,images_per_second,teacher_knn\n" << std::flush;
-  if (!stream_) {
-    throw UserError(path.string() + ": cannot be written: " + std::strerror(errno));
+constexpr std::string_view kHead =
+    "step,images,loss,learning_rate,param_momentum,bn_momentum,teacher_knn,seconds,images_per_second";
+constexpr size_t kSecondsColumn = 7;
+constexpr int kTimeDigits = 1;
+
+/// The shortest text that gives the same number back.
+std::string exact(double value) {
+  std::array<char, 32> text{};
+  const auto end = std::to_chars(text.begin(), text.end(), value);
+  return {text.data(), end.ptr};
+}
+
+std::string rounded(double value) {
+  std::array<char, 64> text{};
+  const auto end = std::to_chars(text.begin(), text.end(), value, std::chars_format::fixed, kTimeDigits);
+  return {text.data(), end.ptr};
+}
+
+/// The number in the given column of a row; 0 where there is none.
+double column(std::string_view row, size_t index) {
+  for (size_t skipped = 0; skipped < index; ++skipped) {
+    row.remove_prefix(std::min(row.find(','), row.size() - 1) + 1);
+  }
+  double value = 0;
+  std::from_chars(row.data(), row.data() + row.size(), value);
+  return std::isfinite(value) ? value : 0;
+}
+
+}  // namespace
+
+MetricsFile::MetricsFile(const std::filesystem::path& path)
+    : path_(path.string()), file_(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND) {
+  if (!file_.is_open()) {
+    fail();
+  }
+  append(std::string(kHead) + '\n');
+}
+
+MetricsFile::MetricsFile(const std::filesystem::path& path, const MetricsState& state)
+    : path_(path.string()), state_(state) {
+  std::ifstream stream(path, std::ios::binary);
+  std::string line;
+  if (!std::getline(stream, line) || line != kHead) {
+    throw UserError(path_ + ": not the metrics of a run of m2teacher, or lost: the run cannot be resumed without it");
+  }
+  auto kept = static_cast<off_t>(line.size() + 1);
+  for (int64_t row = 0; row < state.rows; ++row) {
+    // A line that the file's end cuts off is none.
+    if (!std::getline(stream, line) || stream.eof()) {
+      throw UserError(path_ + ": has lost rows: holds " + std::to_string(row) + ", the checkpoint was saved after " +
+                      std::to_string(state.rows));
+    }
+    kept += static_cast<off_t>(line.size() + 1);
+    seconds_ = column(line, kSecondsColumn);
+  }
+  file_ = FileDescriptor(path, O_WRONLY | O_APPEND);
+  if (!file_.is_open() || ftruncate(file_.get(), kept) != 0) {
+    fail();
   }
 }
 
-void MetricsFile::add(const StepReport& report) {
+void MetricsFile::fail() const { throw UserError(path_ + ": cannot be written: " + std::strerror(errno)); }
+
+void MetricsFile::append(const std::string& text) {
+  if (!file_.write(text.data(), text.size())) {
+    fail();
+  }
+}
+
+void MetricsFile::add(const StepReport& report, int64_t images, double seconds) {
   last_ = report;
-  loss_sum_ += report.loss;
-  ++loss_count_;
+  state_.loss_sum += report.loss;
+  ++state_.loss_count;
+  images_since_row_ += images;
+  seconds_since_row_ += seconds;
 }
 
-void MetricsFile::write_row(int64_t images_seen, double images_per_second, std::optional<double> knn) {
-  stream_ << last_.step << ',' << images_seen << ',' << loss_sum_ / static_cast<double>(loss_count_) << ','
-          << last_.learning_rate << ',' << last_.param_momentum << ',' << last_.bn_momentum << ',' << images_per_second
-          << ',';
-  if (knn) {
-    stream_ << *knn;
+void MetricsFile::write_row(int64_t images_seen, std::optional<double> knn) {
+  seconds_ += seconds_since_row_;
+  const double rate = seconds_since_row_ > 0 ? static_cast<double>(images_since_row_) / seconds_since_row_ : 0;
+  append(std::to_string(last_.step) + ',' + std::to_string(images_seen) + ',' +
+         exact(state_.loss_sum / static_cast<double>(state_.loss_count)) + ',' + exact(last_.learning_rate) + ',' +
+         exact(last_.param_momentum) + ',' + exact(last_.bn_momentum) + ',' + (knn ? exact(*knn) : "") + ',' +
+         rounded(seconds_) + ',' + rounded(rate) + '\n');
+  state_ = {.rows = state_.rows + 1, .loss_count = 0, .loss_sum = 0};
+  seconds_since_row_ = 0;
+  images_since_row_ = 0;
+}
+
+void MetricsFile::flush() {
+  if (!file_.flush()) {
+    fail();
   }
-  stream_ << '\n' << std::flush;
-  if (!stream_) {
-    throw UserError(path_.string() + ": cannot be written: " + std::strerror(errno));
-  }
-  loss_sum_ = 0;
-  loss_count_ = 0;
 }
 
 }  // namespace m2teacher

@@ -57,10 +57,18 @@ void Progress::draw(int64_t step) {
   // \033[K clears what a longer line before it has left.
   stream_ << "\r[" << std::string(filled, '#') << std::string(kBarWidth - filled, '.') << "] " << line.str()
           << "\033[K";
+  line_is_open_ = true;
   if (step == total_steps_) {
-    stream_ << '\n';
+    end();
   }
   stream_.flush();
+}
+
+void Progress::end() {
+  if (line_is_open_) {
+    stream_ << '\n';
+    line_is_open_ = false;
+  }
 }
 
 }  // namespace m2teacher

@@ -13,8 +13,13 @@ class Progress {
  public:
   /// @param terminal  whether the stream is one
   Progress(std::ostream& stream, bool terminal, int64_t total_steps, int64_t images_per_step);
+  ~Progress() { end(); }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
 
   void update(int64_t step, double loss);
+  /// Ends the line of a bar that is not full.
+  void end();
   /// Mean over the run so far; 0 before the first update.
   double images_per_second() const;
 
@@ -29,6 +34,7 @@ class Progress {
   int64_t images_per_step_;
   int64_t steps_done_ = 0;
   double mean_loss_ = 0;
+  bool line_is_open_ = false;
   Clock::time_point start_ = Clock::now();
   Clock::time_point last_drawn_ = start_;
 };

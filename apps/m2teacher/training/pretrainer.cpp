@@ -1,21 +1,30 @@
 #include "training/pretrainer.h"
 
-#include "data/standardise.h"
+#include "data/augment.h"
+#include "error.h"
+#include "models/view_order.h"
 #include "training/learning_rate.h"
 #include "training/loss.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/ops/cat.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <torch/utils.h>
+
+#include <sstream>
 
 namespace m2teacher {
 namespace {
 
-/// Seeds the initial weights, too: called before the first network is built.
-uint64_t seeded(uint64_t seed) {
-  torch::manual_seed(seed);
-  return seed;
+constexpr const char* kStepEntry = "step";
+constexpr const char* kUpdatesEntry = "teacher_updates";
+
+/// Seeds the initial weights: called before the first network is built.
+PretrainOptions seeded(PretrainOptions options) {
+  torch::manual_seed(options.seed);
+  return options;
 }
+
+NormFactory norm_of(TeacherNorm norm) { return norm == TeacherNorm::Momentum ? momentum_batch_norm() : batch_norm(); }
 
 double bn_momentum(const torch::nn::Module& teacher) {
   for (const auto& module : teacher.modules()) {
@@ -26,42 +35,145 @@ double bn_momentum(const torch::nn::Module& teacher) {
   return 0;
 }
 
+void add_module(std::map<std::string, at::Tensor>& state, const std::string& prefix, const torch::nn::Module& module) {
+  for (const auto& item : module.named_parameters()) {
+    state.emplace(prefix + item.key(), item.value().detach());
+  }
+  for (const auto& item : module.named_buffers()) {
+    state.emplace(prefix + item.key(), item.value());
+  }
+}
+
+/// Convolutions and linear layers in bfloat16 while it lives, in this thread.
+class Autocast {
+ public:
+  explicit Autocast(Precision precision) : on_(precision == Precision::BFloat16) {
+    if (on_) {
+      at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+      at::autocast::set_autocast_enabled(at::kCPU, true);
+      // Weights change from step to step, and the cache would be shared by the two views' threads.
+      at::autocast::set_autocast_cache_enabled(false);
+    }
+  }
+  ~Autocast() {
+    if (on_) {
+      at::autocast::set_autocast_enabled(at::kCPU, false);
+    }
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+
+ private:
+  bool on_;
+};
+
+std::string describe(const at::Tensor& tensor) {
+  std::ostringstream text;
+  text << at::toString(tensor.scalar_type()) << " of shape " << tensor.sizes();
+  return text.str();
+}
+
 }  // namespace
 
-Pretrainer::Pretrainer(const PretrainOptions& options, at::Tensor images, const NormFactory& teacher_norm)
-    : options_(options),
-      images_(std::move(images)),
-      sampler_(images_.size(0), options.batch_size, seeded(options.seed)),
-      augment_generator_(at::make_generator<at::CPUGeneratorImpl>(options.seed)),
-      student_(options.model, BranchImpl::Side::Student, batch_norm()),
-      teacher_(student_, Branch(options.model, BranchImpl::Side::Teacher, teacher_norm), options.steps,
-               options.param_momentum),
-      optimiser_(*student_, options.sgd_momentum, options.weight_decay) {}
+Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const NormFactory& teacher_norm)
+    : data_(std::move(data)),
+      options_(seeded(resolve(options, data_.source->size(), data_.source->shape()))),
+      batches_(make_training_batches(data_, options_.augment, options_.batch_size, options_.seed, *options_.steps)),
+      student_(options_.model, BranchImpl::Side::Student, in_view_order(batch_norm())),
+      teacher_(student_,
+               Branch(options_.model, BranchImpl::Side::Teacher,
+                      in_view_order(teacher_norm ? teacher_norm : norm_of(options_.bn))),
+               *options_.steps, options_.param_momentum),
+      optimiser_(*student_, options_.sgd_momentum, options_.weight_decay) {}
 
-at::Tensor Pretrainer::next_views() {
-  const at::Tensor batch = to_unit_range(images_.index_select(0, sampler_.next()));
-  const AugmentDraw draw = draw_augmentations(2 * options_.batch_size, options_.augment, augment_generator_);
-  return standardise_(apply_augmentations(at::cat({batch, batch}), draw));
+at::Tensor Pretrainer::make_view(const TrainingBatch& batch, int64_t which) const {
+  const ViewPlace first{.seed = options_.seed, .step = steps_done_, .view = which, .place = 0};
+  const ViewDraw draw =
+      draw_view(options_.augment, first, options_.batch_size, data_.source->shape(), /*crop=*/!batch.cropped);
+  return standardise_(augment(batch.views.at(static_cast<size_t>(which)), draw), data_.pixels);
 }
 
 StepReport Pretrainer::step() {
   StepReport report;
   report.step = steps_done_ + 1;
-  report.learning_rate = learning_rate(steps_done_, options_.steps, options_.warmup_steps, options_.learning_rate);
+  report.learning_rate = learning_rate(steps_done_, *options_.steps, *options_.warmup_steps, *options_.learning_rate);
   report.param_momentum = teacher_->param_momentum();
   report.bn_momentum = bn_momentum(*teacher_.ptr());
 
-  const std::vector<at::Tensor> views = next_views().chunk(2);
-  teacher_.update();
-  const at::Tensor target1 = teacher_.forward(views[0]);
-  const at::Tensor target2 = teacher_.forward(views[1]);
-  const at::Tensor loss = cosine_loss(student_(views[0]), target2) + cosine_loss(student_(views[1]), target1);
-  loss.backward();
-  optimiser_.step(report.learning_rate);
+  // Whatever torch could divide among its threads is done in here: threads of its own would be in the way of these.
+  TrainingBatch batch;
+  threads_.run([&](int64_t view) {
+    if (view == 0) {
+      batch = batches_->batch(steps_done_);
+    } else {
+      teacher_.update();
+    }
+  });
+  std::array<at::Tensor, 2> views;
+  std::array<at::Tensor, 2> targets;
+  threads_.run([&](int64_t view) {
+    views.at(view) = make_view(batch, view);
+    const Autocast autocast(options_.precision);
+    targets.at(view) = teacher_.forward(views.at(view));
+  });
+  std::array<double, 2> losses{};
+  threads_.run([&](int64_t view) {
+    at::Tensor prediction;
+    {
+      const Autocast autocast(options_.precision);
+      prediction = student_(views.at(view));
+    }
+    const at::Tensor loss = cosine_loss(prediction, targets.at(1 - view));
+    // Both views add to the same gradients, under a lock of torch's: two numbers have the same sum in either order.
+    loss.backward();
+    losses.at(view) = loss.item<double>();
+  });
+  threads_.run([&](int64_t half) { optimiser_.step(report.learning_rate, half, 2); });
 
   ++steps_done_;
-  report.loss = loss.item<double>();
+  report.loss = losses[0] + losses[1];
   return report;
+}
+
+std::map<std::string, at::Tensor> Pretrainer::state() const {
+  std::map<std::string, at::Tensor> state;
+  add_module(state, "student.", *student_);
+  add_module(state, "teacher.", *teacher_.model());
+  for (const auto& [name, velocity] : optimiser_.velocities()) {
+    state.emplace("optimiser.velocity." + name, velocity);
+  }
+  state.emplace(kUpdatesEntry, teacher_->named_buffers(/*recurse=*/false)["updates"]);
+  state.emplace(kStepEntry, at::scalar_tensor(steps_done_, at::kLong));
+  return state;
+}
+
+void Pretrainer::load_state(const std::map<std::string, at::Tensor>& state) {
+  const std::map<std::string, at::Tensor> own = this->state();
+  for (const auto& [name, tensor] : own) {
+    const auto found = state.find(name);
+    if (found == state.end()) {
+      throw UserError("the saved run lacks '" + name + "'");
+    }
+    if (found->second.sizes() != tensor.sizes() || found->second.scalar_type() != tensor.scalar_type()) {
+      throw UserError("the saved run's '" + name + "' is " + describe(found->second) + ", expected " +
+                      describe(tensor));
+    }
+  }
+  for (const auto& [name, tensor] : state) {
+    if (!own.contains(name)) {
+      throw UserError("the saved run has '" + name + "', which this one does not know");
+    }
+  }
+  const auto step = state.at(kStepEntry).item<int64_t>();
+  if (step < 0 || step > *options_.steps) {
+    throw UserError("the saved run stands at step " + std::to_string(step) + ", expected 0 to " +
+                    std::to_string(*options_.steps));
+  }
+  torch::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : own) {
+    tensor.copy_(state.at(name));
+  }
+  steps_done_ = step;
 }
 
 }  // namespace m2teacher

@@ -7,29 +7,62 @@ namespace m2teacher {
 
 Sgd::Sgd(const torch::nn::Module& module, double momentum, double weight_decay) : momentum_(momentum) {
   decayed_.weight_decay = weight_decay;
-  for (const at::Tensor& parameter : module.parameters()) {
+  for (const auto& item : module.named_parameters()) {
+    const at::Tensor& parameter = item.value();
     Group& group = parameter.dim() > 1 ? decayed_ : undecayed_;
+    group.names.push_back(item.key());
     group.parameters.push_back(parameter);
     group.velocities.push_back(at::zeros_like(parameter));
   }
 }
 
-void Sgd::step(double learning_rate) {
+std::pair<size_t, size_t> Sgd::entries(const Group& group, int64_t part, int64_t parts) {
+  int64_t total = 0;
+  for (const at::Tensor& parameter : group.parameters) {
+    total += parameter.numel();
+  }
+  // An entry belongs to the part in which its middle lies.
+  const auto begin_of = [&](int64_t wanted) {
+    int64_t before = 0;
+    size_t entry = 0;
+    while (entry < group.parameters.size() &&
+           (2 * before + group.parameters[entry].numel()) * parts < 2 * total * wanted) {
+      before += group.parameters[entry++].numel();
+    }
+    return entry;
+  };
+  return {begin_of(part), part + 1 == parts ? group.parameters.size() : begin_of(part + 1)};
+}
+
+void Sgd::step(double learning_rate, int64_t part, int64_t parts) {
   for (Group* group : {&decayed_, &undecayed_}) {
     std::vector<at::Tensor> parameters;
     std::vector<at::Tensor> gradients;
-    parameters.reserve(group->parameters.size());
-    gradients.reserve(group->parameters.size());
-    for (at::Tensor& parameter : group->parameters) {
+    std::vector<at::Tensor> velocities;
+    const auto [begin, end] = entries(*group, part, parts);
+    for (size_t i = begin; i < end; ++i) {
+      at::Tensor& parameter = group->parameters[i];
       parameters.push_back(parameter.detach());
       // The kernel walks raw memory, so both need the same strides.
       gradients.push_back(parameter.grad().contiguous(parameter.suggest_memory_format()));
+      velocities.push_back(group->velocities[i]);
       parameter.mutable_grad().reset();
     }
-    at::_fused_sgd_(parameters, gradients, group->velocities, group->weight_decay, momentum_, learning_rate,
-                    /*dampening=*/0, /*nesterov=*/false, /*maximize=*/false, first_step_);
+    if (!parameters.empty()) {
+      at::_fused_sgd_(parameters, gradients, velocities, group->weight_decay, momentum_, learning_rate,
+                      /*dampening=*/0, /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
+    }
   }
-  first_step_ = false;
+}
+
+std::map<std::string, at::Tensor> Sgd::velocities() const {
+  std::map<std::string, at::Tensor> velocities;
+  for (const Group* group : {&decayed_, &undecayed_}) {
+    for (size_t i = 0; i < group->names.size(); ++i) {
+      velocities.emplace(group->names[i], group->velocities[i]);
+    }
+  }
+  return velocities;
 }
 
 }  // namespace m2teacher

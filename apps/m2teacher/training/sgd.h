@@ -3,6 +3,9 @@
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
 
+#include <map>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace m2teacher {
@@ -14,19 +17,27 @@ class Sgd {
   Sgd(const torch::nn::Module& module, double momentum, double weight_decay);
 
   /// Takes a step along the gradients and drops them.
-  void step(double learning_rate);
+  void step(double learning_rate) { step(learning_rate, 0, 1); }
+  /// For part `part` of `parts`, of about the same number of values each; different parts at the same time if need be.
+  void step(double learning_rate, int64_t part, int64_t parts);
+
+  /// By the names of their parameters.
+  std::map<std::string, at::Tensor> velocities() const;
 
  private:
   struct Group {
+    std::vector<std::string> names;
     std::vector<at::Tensor> parameters;
     std::vector<at::Tensor> velocities;
     double weight_decay = 0;
   };
 
+  /// Entries of the group whose values lie in that part of all its values.
+  static std::pair<size_t, size_t> entries(const Group& group, int64_t part, int64_t parts);
+
   Group decayed_;
   Group undecayed_;
   double momentum_;
-  bool first_step_ = true;
 };
 
 }  // namespace m2teacher

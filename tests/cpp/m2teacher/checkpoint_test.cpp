@@ -1,79 +1,153 @@
 #include "checkpoint/checkpoint.h"
 
+#include "checkpoint/run_folder.h"
 #include "checkpoint/safetensors.h"
 #include "eval/features.h"
 #include "expect_user_error.h"
 #include "synthetic_images.h"
 #include "temporary_folder.h"
 
+#include <fstream>
+#include <memory>
+#include <sstream>
+
 namespace m2teacher {
 namespace {
 
-class Checkpoint : public testing::Test {
+class CheckpointTest : public testing::Test {
  protected:
-  static PretrainOptions recipe() {
-    PretrainOptions options;
-    options.model.encoder.widths = {8, 12};
-    options.model.head_hidden = 16;
-    options.model.head_out = 8;
-    options.steps = 3;
-    options.batch_size = 8;
-    return options;
+  static RunSettings small_settings() {
+    RunSettings settings;
+    settings.threads = 1;
+    BranchOptions& model = settings.recipe.model;
+    model.encoder.architecture = Architecture::Small;
+    model.encoder.widths = {3, 2};
+    model.encoder.pool = 1;
+    model.projector_hidden = 2;
+    model.predictor_hidden = 2;
+    model.projector_out = 2;
+    settings.recipe.batch_size = 4;
+    settings.recipe.steps = 5;
+    settings.recipe.warmup_steps = 1;
+    return settings;
   }
-  void SetUp() override {
+  CheckpointTest() {
+    settings_.recipe = pretrainer_.options();
     for (int step = 0; step < 3; ++step) {
       pretrainer_.step();
     }
-    save_checkpoint(path_, pretrainer_);
+    save_checkpoint(path_, {.path = {},
+                            .settings = settings_,
+                            .trained_on = trained_on_,
+                            .metrics = {.rows = 7, .loss_count = 2, .loss_sum = 1.0 / 3},
+                            .state = pretrainer_.state()});
   }
-  /// Loads what `change` makes of the saved contents.
+  /// Reads what `change` makes of the saved contents.
   template <typename Change>
-  void refuse_changed(const Change& change, const std::string& part) {
-    Safetensors contents = read_safetensors(path_);
+  void refuse_changed(const Change& change, const std::string& part) const {
+    Safetensors contents = read_checked_safetensors(path_);
     change(contents);
-    write_safetensors(folder_ / "changed", contents);
-    expect_user_error([&] { load_encoder(folder_ / "changed", BranchImpl::Side::Teacher); }, part);
+    write_checked_safetensors(folder_ / "changed", contents);
+    expect_user_error([&] { build_encoder(read_checkpoint(folder_ / "changed"), BranchImpl::Side::Teacher); }, part);
+    expect_user_error([&] { build_encoder(read_checkpoint(folder_ / "changed"), BranchImpl::Side::Teacher); },
+                      "changed: ");
   }
 
   TemporaryFolder folder_;
-  std::filesystem::path path_ = folder_ / "checkpoint.safetensors";
+  std::filesystem::path path_ = folder_ / "checkpoint-00000003.safetensors";
   at::Tensor images_ = bar_images(40);
-  Pretrainer pretrainer_{recipe(), images_};
+  TrainedOn trained_on_ = {
+      .images = 40, .shape = {.channels = 1, .height = 28, .width = 28}, .pixels = pixel_statistics(images_)};
+  RunSettings settings_ = small_settings();
+  Pretrainer pretrainer_{
+      settings_.recipe,
+      {.source = std::make_shared<TensorSource>(images_, at::Tensor()), .pixels = trained_on_.pixels}};
 };
 
-TEST_F(Checkpoint, EncodersGiveTheSameFeaturesAfterwards) {
+TEST_F(CheckpointTest, ComesBackAsItWas) {
+  const Checkpoint back = read_checkpoint(path_);
+  EXPECT_EQ(back.path, path_);
+  EXPECT_EQ(back.step(), 3);
+  EXPECT_EQ(to_toml(back.settings), to_toml(settings_));
+  EXPECT_EQ(back.settings.recipe.model.encoder.in_channels, 1);
+  EXPECT_EQ(back.trained_on, trained_on_);
+  EXPECT_EQ(back.metrics.rows, 7);
+  EXPECT_EQ(back.metrics.loss_count, 2);
+  EXPECT_EQ(back.metrics.loss_sum, 1.0 / 3);
+  const auto state = pretrainer_.state();
+  ASSERT_EQ(back.state.size(), state.size());
+  for (const auto& [name, tensor] : state) {
+    EXPECT_TRUE(at::equal(back.state.at(name), tensor)) << name;
+  }
+}
+
+TEST_F(CheckpointTest, EncodersGiveTheSameFeaturesAfterwards) {
+  const PixelStatistics& pixels = trained_on_.pixels;
   Branch student = pretrainer_.student();
   Branch teacher = pretrainer_.teacher().model();
-  Encoder student_back = load_encoder(path_, BranchImpl::Side::Student);
-  Encoder teacher_back = load_encoder(path_, BranchImpl::Side::Teacher);
-  EXPECT_TRUE(at::equal(encode(student_back, images_), encode(student->encoder(), images_)));
+  const Checkpoint back = read_checkpoint(path_);
+  Encoder student_back = build_encoder(back, BranchImpl::Side::Student);
+  Encoder teacher_back = build_encoder(back, BranchImpl::Side::Teacher);
+  EXPECT_FALSE(teacher_back->is_training());
+  const at::Tensor student_features = encode(student_back, images_, pixels);
+  const at::Tensor teacher_features = encode(teacher_back, images_, pixels);
+  EXPECT_TRUE(at::equal(student_features, encode(student->encoder(), images_, pixels)));
   // The teacher's own layers run another kernel than the BatchNorm that it is loaded into.
-  EXPECT_TRUE(at::allclose(encode(teacher_back, images_), encode(teacher->encoder(), images_), 1e-4, 1e-5));
-  EXPECT_FALSE(at::allclose(encode(teacher_back, images_), encode(student_back, images_), 1e-4, 1e-5));
-  EXPECT_EQ(read_checkpoint_info(path_).encoder.widths, recipe().model.encoder.widths);
+  EXPECT_TRUE(at::allclose(teacher_features, encode(teacher->encoder(), images_, pixels), 1e-4, 1e-5));
+  EXPECT_FALSE(at::allclose(teacher_features, student_features, 1e-4, 1e-5));
 }
 
-TEST_F(Checkpoint, HoldsEverythingOfBothNetworks) {
-  const Safetensors contents = read_safetensors(path_);
-  EXPECT_TRUE(contents.tensors.contains("student.predictor.fc2.weight"));
-  EXPECT_TRUE(contents.tensors.contains("student.encoder.bn1.running_var"));
-  EXPECT_TRUE(contents.tensors.contains("teacher.encoder.layer2.0.downsample.1.momentum_state"));
-  EXPECT_TRUE(contents.tensors.contains("teacher.projector.bn.view_count"));
-  EXPECT_FALSE(contents.tensors.contains("teacher.predictor.fc2.weight"));
+TEST_F(CheckpointTest, NoticesEveryByteFlippedOrCut) {
+  const std::string whole = read_bytes(path_);
+  const auto is_refused = [&] {
+    try {
+      read_checkpoint(path_);
+      return false;
+    } catch (const UserError&) {
+      return true;
+    }
+  };
+  ASSERT_FALSE(is_refused());
+  std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);
+  const auto put = [&](size_t place, int byte) {
+    file.seekp(static_cast<std::streamoff>(place));
+    file.put(static_cast<char>(byte)).flush();
+  };
+  for (size_t place = 0; place < whole.size(); ++place) {
+    put(place, whole[place] ^ (1 << place % 8));
+    ASSERT_TRUE(is_refused()) << "flipped: " << place;
+    put(place, whole[place]);
+  }
+  ASSERT_FALSE(is_refused());
+  for (size_t length = whole.size(); length-- > 0;) {
+    std::filesystem::resize_file(path_, length);
+    ASSERT_TRUE(is_refused()) << "cut to " << length;
+  }
 }
 
-TEST_F(Checkpoint, RefusesAnotherModels) {
+TEST_F(CheckpointTest, RefusesAnotherPrograms) {
   refuse_changed([](Safetensors& c) { c.metadata.clear(); }, "no checkpoint of m2teacher");
-  refuse_changed([](Safetensors& c) { c.metadata["version"] = "2"; }, "version '2', expected '1'");
-  refuse_changed([](Safetensors& c) { c.metadata["settings"] = "{"; }, "do not say how the encoder is built");
-  refuse_changed([](Safetensors& c) { c.metadata["settings"] = R"({"in_channels":1,"pool":2,"widths":[]})"; },
-                 "do not say how the encoder is built");
-  refuse_changed([](Safetensors& c) { c.metadata["settings"] = R"({"in_channels":1,"pool":2,"widths":[8,9999999]})"; },
-                 "do not say how the encoder is built");
-  refuse_changed([](Safetensors& c) { c.metadata["settings"] = R"({"in_channels":1,"pool":2,"widths":[8,16]})"; },
+  refuse_changed([](Safetensors& c) { c.metadata["version"] = "1"; }, "version '1', expected '2'");
+  refuse_changed([](Safetensors& c) { c.metadata["config"] = "[pretrain]\nstepps = 3\n"; }, "stepps");
+  refuse_changed([](Safetensors& c) { c.metadata["trained_on"] = "{"; }, "what images it was trained on");
+  refuse_changed([](Safetensors& c) { c.metadata["trained_on"] = R"({"images":"many"})"; },
+                 "what images it was trained on");
+  refuse_changed([](Safetensors& c) { c.tensors.erase("metrics.rows"); }, "lacks 'metrics.rows'");
+  refuse_changed([](Safetensors& c) { c.tensors["metrics.loss_sum"] = at::zeros({2}, at::kDouble); },
+                 "lacks 'metrics.loss_sum'");
+  refuse_changed([](Safetensors& c) { c.tensors.erase("step"); }, "lacks 'step'");
+}
+
+TEST_F(CheckpointTest, RefusesAnotherModels) {
+  const auto config = [](const std::string& from, const std::string& to) {
+    return [=](Safetensors& c) {
+      std::string& text = c.metadata.at("config");
+      text.replace(text.find(from), from.size(), to);
+    };
+  };
+  refuse_changed(config("widths = [3, 2]", "widths = [3, 4]"),
                  "a checkpoint of another model: 'teacher.encoder.layer2.0.");
-  refuse_changed([](Safetensors& c) { c.metadata["settings"] = R"({"in_channels":1,"pool":0,"widths":[8]})"; },
-                 "do not say how the encoder is built");
+  refuse_changed(config("widths = [3, 2]", "widths = [3, 2, 2]"), "a checkpoint of another model: it lacks 'teacher.");
   refuse_changed([](Safetensors& c) { c.tensors.erase("teacher.encoder.conv1.weight"); },
                  "a checkpoint of another model: it lacks 'teacher.encoder.conv1.weight'");
   refuse_changed(
@@ -81,17 +155,33 @@ TEST_F(Checkpoint, RefusesAnotherModels) {
         at::Tensor& weight = c.tensors.at("teacher.encoder.conv1.weight");
         weight = weight.to(at::kDouble);
       },
-      "is Double of shape [8, 1, 3, 3], expected Float of shape [8, 1, 3, 3]");
+      "is Double of shape [3, 1, 3, 3], expected Float of shape [3, 1, 3, 3]");
+}
+
+TEST_F(CheckpointTest, TheNewestWholeOneOfARun) {
+  std::ostringstream notes;
+  EXPECT_EQ(open_checkpoint(folder_ / "", notes).path, path_);
+  EXPECT_EQ(notes.str(), "");
+  const std::string newer = folder_ / "checkpoint-00000004.safetensors";
+  write_bytes(newer, read_bytes(path_).substr(1));
+  EXPECT_EQ(open_checkpoint(folder_ / "", notes).path, path_);
+  EXPECT_TRUE(notes.str().starts_with("skipped: " + newer + ": ")) << notes.str();
+  expect_user_error([&] { open_checkpoint(newer, notes); }, newer);
+  std::filesystem::remove(path_);
+  EXPECT_FALSE(newest_checkpoint(folder_ / "", notes).has_value());
+  expect_user_error([&] { open_checkpoint(folder_ / "", notes); }, "holds no whole checkpoint");
 }
 
 TEST(UntrainedEncoder, StandardisesByTheImagesItWasGiven) {
   const at::Tensor images = bar_images(300);
-  Encoder encoder = untrained_encoder({.in_channels = 1, .widths = {8, 12}}, images, 3);
+  const PixelStatistics pixels = pixel_statistics(images);
+  const EncoderOptions small = {.architecture = Architecture::Small, .in_channels = 1, .widths = {8, 12}};
+  Encoder encoder = untrained_encoder(small, images, pixels, 3);
   EXPECT_FALSE(encoder->is_training());
   const auto buffers = encoder->named_buffers();
   EXPECT_EQ(buffers["bn1.num_batches_tracked"].item<int64_t>(), 20);
-  Encoder same = untrained_encoder({.in_channels = 1, .widths = {8, 12}}, images, 3);
-  EXPECT_TRUE(at::equal(encode(encoder, images), encode(same, images)));
+  Encoder same = untrained_encoder(small, images, pixels, 3);
+  EXPECT_TRUE(at::equal(encode(encoder, images, pixels), encode(same, images, pixels)));
 }
 
 }  // namespace

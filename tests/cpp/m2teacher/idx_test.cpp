@@ -1,6 +1,7 @@
 #include "data/idx.h"
 
-#include "data/fashion_mnist.h"
+#include "data/load_dataset.h"
+#include "data/mnist_family.h"
 #include "expect_user_error.h"
 #include "temporary_folder.h"
 
@@ -78,7 +79,7 @@ TEST(Idx, NoticesAFlippedByteInACompressedFile) {
   expect_user_error([&] { read_idx(folder / "packed.gz"); }, "damaged");
 }
 
-class FashionMnist : public testing::Test {
+class MnistFamily : public testing::Test {
  protected:
   void SetUp() override {
     std::filesystem::create_directory(folder_ / "data");
@@ -88,24 +89,25 @@ class FashionMnist : public testing::Test {
     write("t10k-labels-idx1-ubyte", idx({1}, std::string("\x02", 1)));
   }
   void write(const std::string& name, const std::string& bytes) { write_bytes(folder_ / "data" / name, bytes); }
-  Dataset load() const { return load_fashion_mnist(folder_ / "data"); }
+  Dataset load() const { return load_mnist_family(folder_ / "data"); }
 
   TemporaryFolder folder_;
 };
 
-TEST_F(FashionMnist, LoadsImagesWithTheirLabels) {
+TEST_F(MnistFamily, LoadsImagesWithTheirLabels) {
+  write("train-labels-idx1-ubyte", idx({3}, std::string("\xff\0\x01", 3)));
+  EXPECT_EQ(load().classes(), 256);
+  write("train-labels-idx1-ubyte", idx({3}, std::string("\x09\0\x01", 3)));
   const Dataset dataset = load();
-  EXPECT_EQ(dataset.train.images.sizes(), at::IntArrayRef({3, 1, 2, 2}));
-  EXPECT_TRUE(at::equal(dataset.train.labels, at::tensor({9, 0, 1}, at::kLong)));
-  EXPECT_EQ(dataset.test.size(), 1);
+  EXPECT_EQ(images_in_memory(*dataset.train).sizes(), at::IntArrayRef({3, 1, 2, 2}));
+  EXPECT_TRUE(at::equal(dataset.train->labels(), at::tensor({9, 0, 1}, at::kLong)));
+  EXPECT_EQ(dataset.test->size(), 1);
   EXPECT_EQ(dataset.classes(), 10);
 }
 
-TEST_F(FashionMnist, RefusesFilesThatDoNotFit) {
+TEST_F(MnistFamily, RefusesFilesThatDoNotFit) {
   write("train-labels-idx1-ubyte", idx({2}, std::string(2, '\0')));
   expect_user_error([&] { load(); }, "2 labels for 3 images");
-  write("train-labels-idx1-ubyte", idx({3}, std::string("\x0a\0\x01", 3)));
-  expect_user_error([&] { load(); }, "label 10");
   write("train-labels-idx1-ubyte", idx({3, 1}, std::string(3, '\0')));
   expect_user_error([&] { load(); }, "expected labels");
   write("train-labels-idx1-ubyte", idx({3}, std::string(3, '\0')));
@@ -113,7 +115,8 @@ TEST_F(FashionMnist, RefusesFilesThatDoNotFit) {
   expect_user_error([&] { load(); }, "differ in size");
   std::filesystem::remove(folder_ / "data" / "t10k-images-idx3-ubyte");
   expect_user_error([&] { load(); }, "neither t10k-images-idx3-ubyte nor");
-  expect_user_error([&] { load_fashion_mnist(folder_ / "nowhere"); }, "no such folder");
+  expect_user_error([&] { load_dataset({.spec = {.kind = DataSpec::Kind::Idx, .folder = folder_ / "nowhere"}}); },
+                    "no such folder");
 }
 
 }  // namespace

@@ -1,11 +1,18 @@
-#include "output/metrics.h"
+#include "output/atomic_file.h"
 
 #include "expect_user_error.h"
-#include "output/atomic_file.h"
+#include "output/npy.h"
 #include "output/progress.h"
 #include "output/table.h"
 #include "temporary_folder.h"
 
+#include <ATen/ATen.h>
+
+#include <sys/resource.h>
+
+#include <array>
+#include <csignal>
+#include <cstring>
 #include <sstream>
 
 namespace m2teacher {
@@ -34,6 +41,16 @@ TEST(Progress, RedrawsABarOnATerminal) {
   EXPECT_TRUE(stream.str().ends_with("\033[K\n")) << stream.str();
 }
 
+TEST(Progress, EndsTheLineOfABarThatIsNotFull) {
+  std::ostringstream stream;
+  {
+    Progress progress(stream, /*terminal=*/true, 2, 32);
+    progress.update(1, 1);
+    EXPECT_FALSE(stream.str().ends_with('\n')) << stream.str();
+  }
+  EXPECT_TRUE(stream.str().ends_with("\033[K\n")) << stream.str();
+}
+
 TEST(Progress, FormatsDurations) {
   EXPECT_EQ(format_duration(0), "0:00");
   EXPECT_EQ(format_duration(65.4), "1:05");
@@ -41,19 +58,19 @@ TEST(Progress, FormatsDurations) {
   EXPECT_EQ(format_duration(7209), "2:00:09");
 }
 
-TEST(MetricsFile, AveragesTheLossBetweenRows) {
+TEST(Npy, WritesWhatNumPyWrites) {
   const TemporaryFolder folder;
-  MetricsFile metrics(folder / "metrics.csv");
-  metrics.add({.step = 1, .loss = 4, .learning_rate = 0.1, .param_momentum = 0.97, .bn_momentum = 1});
-  metrics.add({.step = 2, .loss = 2, .learning_rate = 0.2, .param_momentum = 0.98, .bn_momentum = 0.5});
-  metrics.write_row(64, 100, std::nullopt);
-  metrics.add({.step = 3, .loss = 1, .learning_rate = 0.3, .param_momentum = 0.99, .bn_momentum = 0.25});
-  metrics.write_row(96, 100, 81.5);
-  EXPECT_EQ(read_bytes(folder / "metrics.csv"),
-            "step,images,loss,learning_rate,param_momentum,bn_momentum,images_per_second,teacher_knn\n"
-            "2,64,3,0.2,0.98,0.5,100,\n"
-            "3,96,1,0.3,0.99,0.25,100,81.5\n");
-  expect_user_error([&] { MetricsFile(folder / "nowhere" / "metrics.csv"); }, "cannot be written");
+  write_npy(folder / "a.npy", at::arange(6, at::kFloat).view({3, 2}).t());
+  const std::string bytes = read_bytes(folder / "a.npy");
+  EXPECT_TRUE(bytes.starts_with(std::string("\x93NUMPY\x01\x00\x76\x00", 10))) << bytes;
+  EXPECT_PRED2(contains, bytes, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, ), }");
+  ASSERT_EQ(bytes.size(), 128 + 6 * sizeof(float));
+  EXPECT_EQ(bytes[127], '\n');
+  std::array<float, 6> values{};
+  std::memcpy(values.data(), bytes.data() + 128, sizeof(values));
+  EXPECT_EQ(values, (std::array<float, 6>{0, 2, 4, 1, 3, 5}));
+  EXPECT_THROW(write_npy(folder / "b.npy", at::zeros({2}, at::kHalf)), std::invalid_argument);
+  EXPECT_EQ(folder.file_count(), 1);
 }
 
 TEST(AtomicFile, AppearsWholeOrNotAtAll) {
@@ -71,6 +88,32 @@ TEST(AtomicFile, AppearsWholeOrNotAtAll) {
   file.commit();
   EXPECT_EQ(read_bytes(folder / "file"), "new");
   EXPECT_EQ(folder.file_count(), 1);
+}
+
+TEST(AtomicFile, LeavesTheOldFileWhereTheDiskIsFull) {
+  const TemporaryFolder folder;
+  write_bytes(folder / "file", "old");
+  // A limit on the size of files fails in the same place as a full disk.
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const rlimit small{.rlim_cur = 1000, .rlim_max = before.rlim_max};
+  std::signal(SIGXFSZ, SIG_IGN);
+  setrlimit(RLIMIT_FSIZE, &small);
+  expect_user_error([&] { write_text_file(folder / "file", std::string(2000, 'x')); }, "file: cannot be written: ");
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, SIG_DFL);
+  EXPECT_EQ(read_bytes(folder / "file"), "old");
+  EXPECT_EQ(folder.file_count(), 1);
+}
+
+TEST(RemoveTemporaryFiles, RemovesWhatAKilledProcessLeft) {
+  const TemporaryFolder folder;
+  write_bytes(folder / "file.tmp-123", "half");
+  write_bytes(folder / "file", "whole");
+  remove_temporary_files(folder / "");
+  EXPECT_FALSE(std::filesystem::exists(folder / "file.tmp-123"));
+  EXPECT_EQ(read_bytes(folder / "file"), "whole");
+  remove_temporary_files(folder / "nowhere");
 }
 
 TEST(MakeWritableFolder, MakesItAndLeavesNothingInIt) {

@@ -4,6 +4,8 @@
 #include "expect_user_error.h"
 #include "synthetic_images.h"
 
+#include <ATen/Parallel.h>
+
 #include <cmath>
 #include <numbers>
 #include <set>
@@ -13,19 +15,31 @@ namespace {
 
 PretrainOptions small_recipe(int64_t steps) {
   PretrainOptions options;
+  options.model.encoder.architecture = Architecture::Small;
   options.model.encoder.widths = {8, 16};
-  options.model.head_hidden = 32;
-  options.model.head_out = 16;
+  options.model.projector_hidden = 32;
+  options.model.predictor_hidden = 32;
+  options.model.projector_out = 16;
   options.steps = steps;
   options.batch_size = 16;
-  options.warmup_steps = 5;
+  options.warmup_steps = std::min<int64_t>(5, steps);
+  options.learning_rate = 0.1;
+  options.param_momentum = 0.97;
+  options.augment.min_area = 0.5;
+  options.augment.views = {};
   return options;
 }
 
-std::vector<double> losses(const PretrainOptions& options, const NormFactory& norm = momentum_batch_norm()) {
-  Pretrainer pretrainer(options, bar_images(200), norm);
+/// Noisy images of a bar, from memory.
+TrainingData bar_data(int64_t count) {
+  const at::Tensor images = bar_images(count);
+  return {.source = std::make_shared<TensorSource>(images, at::Tensor()), .pixels = pixel_statistics(images)};
+}
+
+std::vector<double> losses(const PretrainOptions& options, const NormFactory& norm = nullptr) {
+  Pretrainer pretrainer(options, bar_data(200), norm);
   std::vector<double> out;
-  for (int64_t step = 0; step < options.steps; ++step) {
+  for (int64_t step = 0; step < *options.steps; ++step) {
     out.push_back(pretrainer.step().loss);
   }
   return out;
@@ -57,8 +71,8 @@ TEST(Pretrainer, PublishedFormulasGiveTheSameTraining) {
 
 TEST(Pretrainer, ReportsTheSchedules) {
   const PretrainOptions options = small_recipe(10);
-  Pretrainer pretrainer(options, bar_images(100));
-  for (int64_t step = 0; step < options.steps; ++step) {
+  Pretrainer pretrainer(options, bar_data(100));
+  for (int64_t step = 0; step < *options.steps; ++step) {
     const double cosine = (std::cos(std::numbers::pi * static_cast<double>(step) / 10) + 1) / 2;
     const StepReport report = pretrainer.step();
     EXPECT_EQ(report.step, step + 1);
@@ -72,7 +86,7 @@ TEST(Pretrainer, ReportsTheSchedules) {
 TEST(Pretrainer, TeacherIsTheAverageOfTheStudent) {
   PretrainOptions options = small_recipe(3);
   options.param_momentum = 0.5;
-  Pretrainer pretrainer(options, bar_images(100));
+  Pretrainer pretrainer(options, bar_data(100));
   const auto weight = [](const torch::nn::Module& module) {
     return module.named_parameters()["encoder.conv1.weight"].detach().clone();
   };
@@ -87,12 +101,102 @@ TEST(Pretrainer, TeacherIsTheAverageOfTheStudent) {
   }
 }
 
+TEST(Pretrainer, GoesOnBitForBitFromItsState) {
+  const PretrainOptions options = small_recipe(6);
+  Pretrainer whole(options, bar_data(100));
+  std::map<std::string, at::Tensor> saved;
+  std::vector<double> expected;
+  for (int step = 0; step < 6; ++step) {
+    if (step == 3) {
+      for (const auto& [name, tensor] : whole.state()) {
+        saved.emplace(name, tensor.clone());
+      }
+    }
+    const double loss = whole.step().loss;
+    if (step >= 3) {
+      expected.push_back(loss);
+    }
+  }
+  Pretrainer resumed(options, bar_data(100));
+  resumed.step();
+  resumed.load_state(saved);
+  EXPECT_EQ(resumed.steps_done(), 3);
+  for (const double loss : expected) {
+    EXPECT_EQ(resumed.step().loss, loss);
+  }
+  const auto state = whole.state();
+  for (const auto& [name, tensor] : resumed.state()) {
+    EXPECT_TRUE(at::equal(tensor, state.at(name))) << name;
+  }
+}
+
+TEST(Pretrainer, RefusesAStateThatDoesNotFitAndChangesNothing) {
+  Pretrainer pretrainer(small_recipe(6), bar_data(100));
+  pretrainer.step();
+  std::map<std::string, at::Tensor> kept;
+  for (const auto& [name, tensor] : pretrainer.state()) {
+    kept.emplace(name, tensor.clone());
+  }
+  const auto refuse = [&](const std::string& part, const auto& change) {
+    std::map<std::string, at::Tensor> bad;
+    for (const auto& [name, tensor] : kept) {
+      bad.emplace(name, at::zeros_like(tensor));
+    }
+    change(bad);
+    expect_user_error([&] { pretrainer.load_state(bad); }, part);
+    for (const auto& [name, tensor] : pretrainer.state()) {
+      EXPECT_TRUE(at::equal(tensor, kept.at(name))) << name;
+    }
+  };
+  using State = std::map<std::string, at::Tensor>;
+  refuse("lacks 'teacher.encoder.bn1.view_count'", [](State& s) { s.erase("teacher.encoder.bn1.view_count"); });
+  refuse("has 'student.extra', which", [](State& s) { s.emplace("student.extra", at::zeros({1})); });
+  refuse("'optimiser.velocity.encoder.conv1.weight' is Float of shape [2], expected Float of shape [8, 1, 3, 3]",
+         [](State& s) { s["optimiser.velocity.encoder.conv1.weight"] = at::zeros({2}); });
+  refuse("'step' is Float of shape [], expected Long", [](State& s) { s["step"] = at::zeros({}); });
+  refuse("stands at step 7, expected 0 to 6", [](State& s) { s["step"] = at::scalar_tensor(7, at::kLong); });
+}
+
+TEST(Pretrainer, BatchNormInTheTeacher) {
+  PretrainOptions options = small_recipe(2);
+  options.bn = TeacherNorm::Batch;
+  Pretrainer pretrainer(options, bar_data(100));
+  pretrainer.step();
+  EXPECT_FALSE(pretrainer.state().contains("teacher.encoder.bn1.view_count"));
+  EXPECT_TRUE(pretrainer.state().contains("teacher.encoder.bn1.running_mean"));
+}
+
+TEST(Pretrainer, TwoThreadsGiveTheSameBitsEveryTime) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(2);
+  const std::vector<double> expected = losses(small_recipe(4));
+  for (int again = 0; again < 20; ++again) {
+    EXPECT_EQ(losses(small_recipe(4)), expected);
+  }
+  at::set_num_threads(before);
+}
+
+TEST(Pretrainer, BFloat16IsNearFloat32AndKeepsFloat32State) {
+  PretrainOptions options = small_recipe(100);
+  const std::vector<double> exact = losses(options);
+  options.precision = Precision::BFloat16;
+  const std::vector<double> rounded = losses(options);
+  EXPECT_NEAR(rounded[0], exact[0], 0.05);
+  EXPECT_NE(rounded[0], exact[0]);
+  EXPECT_NEAR(rounded.back(), exact.back(), 0.3 * exact.back());
+  Pretrainer pretrainer(options, bar_data(100));
+  pretrainer.step();
+  for (const auto& [name, tensor] : pretrainer.state()) {
+    EXPECT_NE(tensor.scalar_type(), at::kBFloat16) << name;
+  }
+}
+
 TEST(BatchSampler, VisitsEveryImageOncePerEpoch) {
   BatchSampler sampler(10, 3, 1);
   for (int epoch = 0; epoch < 3; ++epoch) {
     std::set<int64_t> seen;
     for (int batch = 0; batch < 3; ++batch) {
-      const at::Tensor index = sampler.next();
+      const at::Tensor index = sampler.batch(3 * epoch + batch);
       for (int64_t i = 0; i < 3; ++i) {
         seen.insert(index[i].item<int64_t>());
       }

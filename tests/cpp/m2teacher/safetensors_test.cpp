@@ -1,5 +1,6 @@
 #include "checkpoint/safetensors.h"
 
+#include "checkpoint/checksum.h"
 #include "expect_user_error.h"
 #include "temporary_folder.h"
 
@@ -50,7 +51,7 @@ TEST(Safetensors, AlignsTheData) {
   uint64_t header = 0;
   std::memcpy(&header, read_bytes(folder / "file").data(), sizeof(header));
   EXPECT_EQ(header % 8, 0);
-  EXPECT_PRED2(contains, read_bytes(folder / "file"), R"("b":{"data_offsets":[0,4])");
+  EXPECT_PRED2(contains, read_bytes(folder / "file"), R"("b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})");
 }
 
 TEST(Safetensors, RefusesEveryTruncationAndWhatIsTooLong) {
@@ -113,6 +114,54 @@ TEST(Safetensors, RefusesEveryDamageToTheHeader) {
   expect_user_error([&] { read_safetensors(folder / "huge"); }, "truncated or damaged");
   expect_user_error([&] { read_safetensors(folder / "nowhere"); }, "cannot be opened");
   expect_user_error([&] { read_safetensors(folder / ""); }, "is a folder");
+}
+
+TEST(CheckedSafetensors, RoundTrip) {
+  const TemporaryFolder folder;
+  const Safetensors written = {.metadata = {{"format", "test"}},
+                               .tensors = {{"Upper", at::randn({3})}, {"a", at::randn({2, 2}).t()}}};
+  write_checked_safetensors(folder / "file", written);
+  const Safetensors read = read_checked_safetensors(folder / "file");
+  EXPECT_EQ(read.metadata, written.metadata);
+  EXPECT_TRUE(at::equal(read.tensors.at("a"), written.tensors.at("a")));
+  EXPECT_TRUE(at::equal(read.tensors.at("Upper"), written.tensors.at("Upper")));
+  // For everybody else a safetensors file like any other.
+  EXPECT_EQ(read_safetensors(folder / "file").metadata.at("checksum").size(), std::strlen("xxh3-128:") + 32);
+  write_safetensors(folder / "unchecked", written);
+  expect_user_error([&] { read_checked_safetensors(folder / "unchecked"); }, "holds no checksum");
+}
+
+TEST(CheckedSafetensors, NoticesEveryFlippedOrMissingBit) {
+  const TemporaryFolder folder;
+  write_checked_safetensors(folder / "file", {.metadata = {{"k", "v"}}, .tensors = {{"a", at::randn({2, 2})}}});
+  const std::string whole = read_bytes(folder / "file");
+  ASSERT_NO_THROW(read_checked_safetensors(folder / "file"));
+  const auto refuse = [&](const std::string& bytes) {
+    write_bytes(folder / "bad", bytes);
+    expect_user_error([&] { read_checked_safetensors(folder / "bad"); }, "truncated or damaged");
+  };
+  for (size_t place = 0; place < whole.size(); ++place) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string flipped = whole;
+      flipped[place] = static_cast<char>(flipped[place] ^ (1 << bit));
+      refuse(flipped);
+    }
+    refuse(whole.substr(0, place));
+    refuse(whole.substr(0, place) + whole.substr(place + 1));
+  }
+  refuse(whole + '\0');
+  refuse(whole + whole);
+}
+
+TEST(Checksum, IsXxh3) {
+  // Of no bytes: the value that xxHash documents.
+  EXPECT_EQ(Checksum().digits(), "99aa06d3014798d86001c324468d497f");
+  Checksum pieces;
+  pieces.update("ab", 2);
+  pieces.update("c", 1);
+  Checksum whole;
+  whole.update("abc", 3);
+  EXPECT_EQ(pieces.digits(), whole.digits());
 }
 
 TEST(Safetensors, LeavesNothingBehindWhereItCannotWrite) {

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Run, pretrain_arguments
+from .conftest import Run, checkpoint_of, pretrain_arguments
 
-EVALUATIONS = ["knn", "linear", "compare", "neighbours"]
+EVALUATIONS = ["knn", "linear", "features", "compare", "neighbours"]
+READERS = [*EVALUATIONS, "export", "info"]
+
+
+def out_of(command: str, path: object) -> list[str]:
+    """--out where the command needs it."""
+    return ["--out", str(path)] if command in ("features", "neighbours", "export") else []
 
 
 def refused(run: Run, *arguments: object, says: str) -> None:
@@ -32,42 +38,30 @@ def test_command_line(m2teacher: Run, data: Path, tmp_path: Path) -> None:
 
     refused(m2teacher, says="subcommand")
     refused(m2teacher, "fly", says="fly")
-    refused(m2teacher, "pretrain", says="--out is required")
     refused(m2teacher, *pretrain_arguments(data, out), "--steps", 3, says="--steps")
     refuse("--fast", fast="yes")
-    refuse("--batch-size: got 1, expected 2 or more", batch_size=1)
-    refuse("--batch-size: got many, expected 2 or more", batch_size="many")
     refuse("--batch-size: 1001 is more than the 1000 training images", batch_size=1001)
-    refuse("--steps: got 0, expected 1 or more", steps=0)
-    refuse("--steps: got 1e400", steps="1e400")
-    refuse("--learning-rate: got nan", learning_rate="nan")
-    refuse("--learning-rate: got -1, expected 0 to 1000", learning_rate=-1)
-    refuse("--param-momentum: got 1.5, expected 0 to 1", param_momentum=1.5)
-    refuse("--widths: got 0, expected 1 to 65536", widths="8,0")
-    refuse("--pool: got 0, expected 1 to 64", pool=0)
-    refuse("--seed: got -1, expected 0 to 4294967295", seed=-1)
-    refuse("--threads: got 0, expected 1 to 1024", threads=0)
+    refuse("--min-area: got 1, expected at most --max-area (0.5)", min_area=1, max_area=0.5)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_evaluation_command_line(m2teacher: Run, command: str) -> None:
     refused(m2teacher, command, says="required")
-    out = ["--out", "x"] if command == "neighbours" else []
-    refused(m2teacher, command, "--checkpoint", "x", *out, "--wrong", says="--wrong")
+    refused(m2teacher, command, "--checkpoint", "x", *out_of(command, "x"), "--wrong", says="--wrong")
 
 
-def test_more_labels_than_there_are(m2teacher: Run, data: Path, train: Callable[..., Path]) -> None:
-    source = ("--data", data, "--checkpoint", train() / "checkpoint.safetensors")
+def test_more_labels_than_there_are(m2teacher: Run, trained: Path) -> None:
+    source = ("--checkpoint", trained)
     refused(
         *(m2teacher, "linear", *source, "--labels-per-class", 101),
         says="--labels-per-class: class 0 has 100 training images, 101 were asked for",
     )
     refused(m2teacher, "knn", *source, "--neighbours", 1001, says="--neighbours: 1001 is more than the 1000")
-
-
-def test_unknown_network(m2teacher: Run, data: Path) -> None:
-    refused(m2teacher, "knn", "--data", data, "--checkpoint", "x", "--network", "pupil", says="pupil")
+    refused(
+        *(m2teacher, "neighbours", *source, "--out", "x", "--queries", 41),
+        says="--queries: 41 is more than the 40 test images",
+    )
 
 
 def truncate(path: Path) -> None:
@@ -96,7 +90,8 @@ def flip_a_byte_inside(path: Path) -> None:
         (truncate, ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"]),
         (garble_magic, ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte"]),
         (garble_sizes, ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"]),
-        (flip_a_byte_inside, ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"]),
+        # What is not compressed has no checksum.
+        (flip_a_byte_inside, ["train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"]),
         (Path.unlink, ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"]),
     ],
 )
@@ -113,10 +108,12 @@ def test_damaged_data(
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)
-def test_missing_data(m2teacher: Run, command: str, tmp_path: Path) -> None:
-    out = ["--out", tmp_path / "out"] if command == "neighbours" else []
+def test_missing_data(m2teacher: Run, command: str, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     nowhere = tmp_path / "nowhere"
-    refused(m2teacher, command, "--data", nowhere, "--checkpoint", "x", *out, says=f"{nowhere}: no such folder")
+    arguments = [command, "--checkpoint", trained, *out_of(command, out)]
+    refused(m2teacher, *arguments, "--data", f"idx:{nowhere}", says=f"{nowhere}: no such folder")
+    assert not out.exists()
 
 
 def test_folder_that_cannot_be_written(m2teacher: Run, data: Path, tmp_path: Path) -> None:
@@ -127,47 +124,45 @@ def test_folder_that_cannot_be_written(m2teacher: Run, data: Path, tmp_path: Pat
     assert in_the_way.read_text() == "kept"
 
 
-def test_neighbours_file_that_cannot_be_written(m2teacher: Run, data: Path, train: Callable[..., Path]) -> None:
-    checkpoint = train() / "checkpoint.safetensors"
-    out = data / "nowhere" / "neighbours.safetensors"
-    refused(
-        *(m2teacher, "neighbours", "--data", data, "--checkpoint", checkpoint, "--out", out),
-        says="cannot be written",
-    )
-    assert not out.parent.exists()
+@pytest.mark.parametrize("command", ["features", "neighbours", "export"])
+def test_file_that_cannot_be_written(m2teacher: Run, tmp_path: Path, trained: Path, command: str) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("kept")
+    refused(m2teacher, command, "--checkpoint", trained, "--out", in_the_way / "out", says="cannot be")
+    assert in_the_way.read_text() == "kept"
 
 
-@pytest.mark.parametrize("command", EVALUATIONS)
-def test_bad_checkpoint(m2teacher: Run, data: Path, tmp_path: Path, train: Callable[..., Path], command: str) -> None:
-    whole = (train() / "checkpoint.safetensors").read_bytes()
-    out = tmp_path / "neighbours.safetensors"
+@pytest.mark.parametrize("command", READERS)
+def test_bad_checkpoint(m2teacher: Run, tmp_path: Path, trained: Path, command: str) -> None:
+    whole = checkpoint_of(trained).read_bytes()
+    out = tmp_path / "out"
     bad = tmp_path / "bad.safetensors"
 
     def refuse(content: bytes, says: str) -> None:
         bad.write_bytes(content)
-        arguments = [command, "--data", data, "--checkpoint", bad]
-        refused(m2teacher, *arguments, *(["--out", out] if command == "neighbours" else []), says=says)
+        refused(m2teacher, command, "--checkpoint", bad, *out_of(command, out), says=says)
         assert not out.exists()
 
-    for length in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+    for length in (0, 8, len(whole) // 2, len(whole) - 1):
         refuse(whole[:length], "bad.safetensors")
     refuse(b"PK\x03\x04" + whole[4:], "truncated or damaged")
+    refuse(whole.replace(b"widths = [8, 16]", b"widths = [8, 12]"), "truncated or damaged: its checksum is")
     header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    refuse(struct.pack("<Q", len(header)) + header + bytes(4), "no checkpoint of m2teacher")
-    refuse(whole.replace(rb"\"widths\":[8,16]", rb"\"widths\":[8,12]"), "a checkpoint of another model")
+    refuse(struct.pack("<Q", len(header)) + header + bytes(4), "no checkpoint")
     bad.unlink()
+    refused(m2teacher, command, "--checkpoint", bad, *out_of(command, out), says="cannot be opened")
+    (tmp_path / "empty").mkdir()
     refused(
-        *(m2teacher, command, "--data", data, "--checkpoint", bad),
-        *(["--out", out] if command == "neighbours" else []),
-        says="cannot be opened",
+        *(m2teacher, command, "--checkpoint", tmp_path / "empty", *out_of(command, out)),
+        says="holds no whole checkpoint of a run",
     )
 
 
 def test_loss_that_explodes(m2teacher: Run, data: Path, tmp_path: Path) -> None:
-    """A metrics.csv shows how far it came; there is no checkpoint."""
+    """metrics.csv shows how far it came; there is no checkpoint."""
     out = tmp_path / "run"
     explosive = {"learning_rate": 1000, "sgd_momentum": 1, "weight_decay": 1, "warmup_steps": 0}
     result = m2teacher(*pretrain_arguments(data, out, steps=200, **explosive))
     assert result.returncode != 0
     assert "no longer finite" in result.stderr.splitlines()[-1]
-    assert [path.name for path in out.iterdir()] == ["metrics.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["config.toml", "metrics.csv"]

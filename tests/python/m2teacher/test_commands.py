@@ -14,14 +14,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .conftest import REPOSITORY, Run, pretrain_arguments
+from .conftest import REPOSITORY, TRAIN, Run, checkpoint_of, pretrain_arguments, recipe
 
 Train = Callable[..., Path]
 
 
-def test_pretrain_leaves_metrics_and_a_checkpoint_alone(train: Train) -> None:
-    out = train()
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.safetensors", "metrics.csv"]
+def test_pretrain_leaves_settings_metrics_and_checkpoints_alone(train: Train) -> None:
+    out = train(checkpoint_every=20)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint-00000020.safetensors",
+        "checkpoint-00000030.safetensors",
+        "config.toml",
+        "metrics.csv",
+    ]
 
 
 def test_metrics_show_the_schedules_and_a_falling_loss(train: Train) -> None:
@@ -37,7 +42,7 @@ def test_metrics_show_the_schedules_and_a_falling_loss(train: Train) -> None:
 
 
 def test_python_reads_the_checkpoint(train: Train) -> None:
-    path = train(seed=5) / "checkpoint.safetensors"
+    path = checkpoint_of(train(seed=5))
     tensors = load_file(path)
     assert tensors["teacher.encoder.conv1.weight"].shape == (8, 1, 3, 3)
     assert tensors["student.predictor.fc2.bias"].shape == (8,)
@@ -47,28 +52,34 @@ def test_python_reads_the_checkpoint(train: Train) -> None:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == "m2teacher"
-    settings = json.loads(metadata["settings"])
-    assert settings["widths"] == [8, 16]
-    assert settings["seed"] == 5
+    assert metadata["config"] == (path.parent / "config.toml").read_text()
+    assert "widths = [8, 16]" in metadata["config"]
+    assert "seed = 5" in metadata["config"]
+    assert json.loads(metadata["trained_on"])["images"] == TRAIN
 
 
 def test_same_seed_same_bytes(train: Train) -> None:
     def digest(**options: object) -> str:
-        return hashlib.sha256((train(**options) / "checkpoint.safetensors").read_bytes()).hexdigest()
+        return hashlib.sha256(checkpoint_of(train(**options)).read_bytes()).hexdigest()
 
     first = digest(seed=1)
     assert digest(seed=1) == first
     assert digest(seed=2) != first
-    # Looking at the accuracy on the way changes nothing.
-    assert digest(seed=1, eval_every=0) == first
+
+
+def test_looking_at_the_accuracy_changes_nothing(train: Train) -> None:
+    looked = load_file(checkpoint_of(train(eval_every=10)))
+    not_looked = load_file(checkpoint_of(train(eval_every=0)))
+    assert looked.keys() == not_looked.keys()
+    assert all(torch.equal(looked[name], not_looked[name]) for name in looked)
 
 
 def percent(text: str) -> list[float]:
     return [float(figure) for figure in re.findall(r"([\d.]+) %", text)]
 
 
-def test_knn_and_linear_print_accuracies(train: Train, m2teacher: Run, data: Path) -> None:
-    source = ("--data", data, "--checkpoint", train() / "checkpoint.safetensors")
+def test_knn_and_linear_print_accuracies(trained: Path, m2teacher: Run, data: Path) -> None:
+    source = ("--checkpoint", trained)
     knn = m2teacher("knn", *source, "--neighbours", 5)
     assert knn.returncode == 0, knn.stderr
     assert len(percent(knn.stdout)) == 1
@@ -76,14 +87,16 @@ def test_knn_and_linear_print_accuracies(train: Train, m2teacher: Run, data: Pat
     assert m2teacher("knn", *source, "--neighbours", 5).stdout == knn.stdout
     assert m2teacher("knn", *source, "--neighbours", 5, "--network", "student").returncode == 0
     assert m2teacher("knn", *source, "--neighbours", 5, "--shift", 0.3).returncode == 0
+    # The run's own images unless others are given.
+    assert m2teacher("knn", *source, "--neighbours", 5, "--data", f"idx:{data}").stdout == knn.stdout
     linear = m2teacher("linear", *source, "--labels-per-class", "0,10,5")
     assert linear.returncode == 0, linear.stderr
     assert len(percent(linear.stdout)) == 3
     assert min(percent(linear.stdout)) > 30
 
 
-def test_compare_prints_a_table(train: Train, m2teacher: Run, data: Path) -> None:
-    result = m2teacher("compare", "--data", data, "--checkpoint", train() / "checkpoint.safetensors")
+def test_compare_prints_a_table(trained: Path, m2teacher: Run) -> None:
+    result = m2teacher("compare", "--checkpoint", trained)
     assert result.returncode == 0, result.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines()]
     assert rows[0][1:] == ["kNN", "kNN shifted", "linear", "10 labels", "100 labels"]
@@ -95,15 +108,15 @@ def test_compare_prints_a_table(train: Train, m2teacher: Run, data: Path) -> Non
     assert ((figures > 5) & (figures <= 100)).all()
 
 
-def test_neighbours_and_report(train: Train, m2teacher: Run, data: Path) -> None:
+def test_neighbours_and_report(train: Train, m2teacher: Run) -> None:
     out = train()
     result = m2teacher(
-        *("neighbours", "--data", data, "--checkpoint", out / "checkpoint.safetensors"),
-        *("--out", out / "neighbours.safetensors", "--queries", 3, "--neighbours", 4),
+        *("neighbours", "--checkpoint", out, "--out", out / "neighbours.safetensors"),
+        *("--queries", 3, "--neighbours", 4),
     )
     assert result.returncode == 0, result.stderr
     found = load_file(out / "neighbours.safetensors")
-    assert found["images"].shape == (3, 5, 28, 28)
+    assert found["images"].shape == (3, 5, 1, 28, 28)
     assert found["images"].dtype == torch.uint8
     assert found["labels"][:, 0].tolist() == [0, 1, 2]
 
@@ -116,14 +129,14 @@ def test_neighbours_and_report(train: Train, m2teacher: Run, data: Path) -> None
 
 
 def test_time_layers_names_the_machine(m2teacher: Run, data: Path) -> None:
-    result = m2teacher("--threads", 1, "time-layers", "--data", data, "--rounds", 1, "--batch-size", 4, "--widths", "8")
+    result = m2teacher("time-layers", *recipe(data, batch_size=4), "--rounds", 1)
     assert result.returncode == 0, result.stderr
     assert len(re.findall(r"^\| .*\d+\.\d\d \| +\d+\.\d\d \|$", result.stdout, re.MULTILINE)) == 3
     assert "1 threads, allocator" in result.stdout
 
 
 def test_progress_is_plain_lines_where_stderr_is_no_terminal(m2teacher: Run, data: Path, tmp_path: Path) -> None:
-    result = m2teacher(*pretrain_arguments(data, tmp_path / "run", steps=2))
+    result = m2teacher(*pretrain_arguments(data, tmp_path / "run", steps=2, warmup_steps=0))
     assert result.returncode == 0, result.stderr
     assert "\r" not in result.stderr
     assert re.search(r"^step 2/2  loss \d\.\d{3}  \d+ images/s  0:00 left$", result.stderr, re.MULTILINE)

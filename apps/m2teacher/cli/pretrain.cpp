@@ -1,0 +1,93 @@
+#include "commands/pretrain.h"
+#include "checkpoint/run_folder.h"
+#include "cli/commands.h"
+#include "error.h"
+#include "settings/run_flags.h"
+
+#include <CLI/CLI.hpp>
+
+#include <memory>
+#include <string>
+
+namespace m2teacher {
+namespace {
+
+/// What the command line says of pretrain.
+struct PretrainArguments {
+  explicit PretrainArguments(CLI::App& command) : flags(command) { add_run_flags(flags, settings); }
+
+  RunSettings settings;
+  Flags flags;
+  std::filesystem::path out;
+  std::filesystem::path resume;
+  bool overwrite = false;
+};
+
+/// The settings of the run in the folder, with what was given in place of what a resumed run may change.
+/// @throws UserError  something was given that it may not change
+RunSettings resumed_settings(const PretrainArguments& arguments, const std::optional<int64_t>& threads) {
+  const std::filesystem::path& folder = arguments.resume;
+  if (!std::filesystem::exists(folder / kConfigFile)) {
+    throw UserError(folder.string() + ": holds no run to go on with (there is no " + kConfigFile + ")");
+  }
+  RunSettings settings = read_config(folder / kConfigFile);
+  CLI::App same_options;
+  Flags saved(same_options);
+  add_run_flags(saved, settings);
+  for (size_t i = 0; i < saved.all().size(); ++i) {
+    const Flag& given = arguments.flags.all()[i];
+    const Flag& kept = saved.all()[i];
+    if (given.given() && !given.changeable && given.text() != kept.text()) {
+      throw UserError("--" + given.name() + ": got " + given.text() + ", but the run in " + folder.string() +
+                      " was started with " + kept.text() + ", which it keeps");
+    }
+  }
+  saved.set_given(arguments.flags);
+  if (threads) {
+    settings.threads = threads;
+  }
+  return settings;
+}
+
+void run_arguments(const PretrainArguments& arguments, const std::optional<int64_t>& threads) {
+  if (arguments.out.empty() && arguments.resume.empty()) {
+    throw CLI::RequiredError("--out or --resume");
+  }
+  PretrainCommand command;
+  command.resume = !arguments.resume.empty();
+  command.folder = command.resume ? arguments.resume : arguments.out;
+  command.overwrite = arguments.overwrite;
+  if (command.resume) {
+    command.settings = resumed_settings(arguments, threads);
+  } else {
+    command.settings = arguments.settings;
+    command.settings.threads = threads;
+  }
+  run_pretrain(command);
+}
+
+}  // namespace
+
+void add_pretrain(CLI::App& program, const std::optional<int64_t>& threads) {
+  CLI::App* command = program.add_subcommand("pretrain", "Train a student and its momentum teacher without labels");
+  const auto arguments = std::make_shared<PretrainArguments>(*command);
+  CLI::Option* out =
+      command->add_option("--out", arguments->out, "Folder of a new run: config.toml, metrics.csv and checkpoints");
+  CLI::Option* resume = command->add_option(
+      "--resume", arguments->resume,
+      "Folder of a run to go on with, from its newest whole checkpoint, as if it had never stopped");
+  CLI::Option* overwrite =
+      command->add_flag("--overwrite", arguments->overwrite, "Remove the run that --out holds, if any");
+  for (CLI::Option* option : {out, resume, overwrite}) {
+    option->configurable(false);
+  }
+  for (CLI::Option* option : {out, resume}) {
+    option->type_name("FOLDER");
+  }
+  out->excludes(resume);
+  overwrite->needs(out);
+  command->footer(kSources);
+  command->callback([arguments, &threads] { run_arguments(*arguments, threads); });
+}
+
+}  // namespace m2teacher

@@ -1,0 +1,17 @@
+#pragma once
+
+#include "commands/evaluation.h"
+
+#include <cstdint>
+
+namespace m2teacher {
+
+struct CompareCommand {
+  EvaluationSource source;
+  uint64_t seed = 0;
+};
+
+/// Prints a table: raw pixels, an untrained encoder, student and teacher by every evaluation. @throws UserError
+void run_compare(const CompareCommand& command);
+
+}  // namespace m2teacher

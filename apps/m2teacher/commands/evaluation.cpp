@@ -1,0 +1,40 @@
+#include "commands/evaluation.h"
+
+#include "commands/unreadable.h"
+#include "error.h"
+
+#include <iostream>
+
+namespace m2teacher {
+
+LabelledFeatures Evaluation::features(Encoder encoder, const std::shared_ptr<const ImageSource>& images) const {
+  LabelledFeatures found = encode(encoder, images, images->size(), checkpoint.trained_on.pixels, data.loader);
+  report_unreadable(*images);
+  return found;
+}
+
+Evaluation open_evaluation(const EvaluationSource& source) {
+  Checkpoint checkpoint = open_checkpoint(source.checkpoint, std::cerr);
+  DataOptions data = source.data(checkpoint.settings.data);
+  Dataset dataset = load_dataset(data);
+  const int64_t expected = checkpoint.trained_on.shape.channels;
+  const int64_t found = dataset.train->shape().channels;
+  if (found != expected) {
+    throw UserError("--data: images of " + std::to_string(found) + " channels, the encoder was trained on " +
+                    std::to_string(expected));
+  }
+  return {std::move(checkpoint), std::move(data), std::move(dataset)};
+}
+
+Evaluation open_labelled_evaluation(const EvaluationSource& source, const std::string& purpose) {
+  Evaluation evaluation = open_evaluation(source);
+  if (!evaluation.dataset.test) {
+    throw UserError("--data: " + to_string(evaluation.data.spec) + " has no test images, which " + purpose + " needs");
+  }
+  if (!evaluation.dataset.train->labels().defined() || !evaluation.dataset.test->labels().defined()) {
+    throw UserError("--data: " + to_string(evaluation.data.spec) + " has no labels, which " + purpose + " needs");
+  }
+  return evaluation;
+}
+
+}  // namespace m2teacher

@@ -1,0 +1,32 @@
+#pragma once
+
+#include "data/data_options.h"
+#include "data/image_source.h"
+
+#include <memory>
+#include <optional>
+
+namespace m2teacher {
+
+/// Images as evaluation sees them.
+struct EvaluationBatch {
+  at::Tensor images;  ///< (N, C, H, W), uint8
+  at::Tensor index;   ///< (N), int64: which ones of the source
+};
+
+/// All images of a source, or its first ones, in order and as they are (a folder's: scaled, their centre). Unreadable
+/// ones are left out. A folder's are read by threads ahead of the one who asks.
+class EvaluationBatches {
+ public:
+  virtual ~EvaluationBatches() = default;
+
+  /// The next batch, which may be empty; nothing after the last one.
+  /// @throws UserError  an image cannot be read and the source is strict, or none comes in for too long
+  virtual std::optional<EvaluationBatch> next() = 0;
+};
+
+/// @param count  images, from the first; at most as many as there are
+std::unique_ptr<EvaluationBatches> make_evaluation_batches(std::shared_ptr<const ImageSource> source, int64_t count,
+                                                           int64_t batch_size, const LoaderOptions& options);
+
+}  // namespace m2teacher

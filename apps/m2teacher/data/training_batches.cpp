@@ -1,0 +1,134 @@
+#include "data/training_batches.h"
+
+#include "data/image_folder.h"
+#include "data/prefetch_options.h"
+#include "data/prefetcher.h"
+#include "error.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+namespace m2teacher {
+namespace {
+
+// So many unreadable images in a row are no accident.
+constexpr int64_t kMostReplacements = 1000;
+
+class MemoryBatches : public TrainingBatches {
+ public:
+  MemoryBatches(at::Tensor images, BatchSampler sampler) : images_(std::move(images)), sampler_(std::move(sampler)) {}
+
+  TrainingBatch batch(int64_t step) override {
+    const at::Tensor whole = images_.index_select(0, sampler_.batch(step));
+    return {.views = {whole, whole}, .cropped = false};
+  }
+
+ private:
+  at::Tensor images_;
+  BatchSampler sampler_;
+};
+
+/// A batch being filled, with the images that it is filled from.
+struct FolderBatch {
+  TrainingBatch batch;
+  at::Tensor index;
+};
+
+/// What reads the images of a folder; its threads share it.
+class FolderReader {
+ public:
+  FolderReader(std::shared_ptr<const FolderSource> source, const AugmentOptions& augment, const BatchSampler& sampler,
+               int64_t batch_size, uint64_t seed)
+      : source_(std::move(source)), augment_(augment), sampler_(sampler), batch_size_(batch_size), seed_(seed) {}
+
+  FolderBatch make(int64_t step) {
+    const ImageShape shape = source_->shape();
+    // The source writes pixel after pixel, which is channels last.
+    const auto empty = [&] {
+      return at::empty({batch_size_, shape.channels, shape.height, shape.width},
+                       at::TensorOptions(at::kByte).memory_format(at::MemoryFormat::ChannelsLast));
+    };
+    return {.batch = {.views = {empty(), empty()}, .cropped = true}, .index = sampler_.batch(step)};
+  }
+
+  void fill(FolderBatch& batch, int64_t step, int64_t item) const {
+    std::vector<uint8_t*> into;
+    for (const at::Tensor& view : batch.batch.views) {
+      into.push_back(view.mutable_data_ptr<uint8_t>() + item * view.stride(0));
+    }
+    const auto choose = [&](int64_t height, int64_t width) {
+      std::vector<CropBox> boxes;
+      for (const int64_t view : {0, 1}) {
+        const ViewPlace place{.seed = seed_, .step = step, .view = view, .place = item};
+        boxes.push_back(random_crop(augment_, height, width, Random(Purpose::Crop, place)));
+      }
+      return boxes;
+    };
+    const int64_t wanted = batch.index.const_data_ptr<int64_t>()[item];
+    const int64_t tries = std::min(source_->size(), kMostReplacements);
+    for (int64_t attempt = 0; attempt < tries; ++attempt) {
+      if (source_->read((wanted + attempt) % source_->size(), choose, into)) {
+        return;
+      }
+    }
+    throw UserError("--data: " + std::to_string(tries) + " unreadable images in a row");
+  }
+
+ private:
+  std::shared_ptr<const FolderSource> source_;
+  AugmentOptions augment_;
+  BatchSampler sampler_;
+  int64_t batch_size_;
+  uint64_t seed_;
+};
+
+class FolderBatches : public TrainingBatches {
+ public:
+  FolderBatches(std::shared_ptr<FolderReader> reader, const LoaderOptions& options, int64_t batch_size,
+                int64_t end_step)
+      : reader_(std::move(reader)), options_(options), batch_size_(batch_size), end_step_(end_step) {}
+
+  TrainingBatch batch(int64_t step) override {
+    if (!prefetcher_ || prefetcher_->position() != step) {
+      start_at(step);
+    }
+    return next_from(*prefetcher_)->batch;
+  }
+
+ private:
+  void start_at(int64_t step) {
+    prefetcher_.reset();
+    prefetcher_.emplace(
+        prefetch_options<FolderBatch>(options_),
+        Prefetcher<FolderBatch>::Work{.first = step,
+                                      .end = std::max(end_step_, step + 1),
+                                      .items = [size = batch_size_](int64_t) { return size; },
+                                      .make = [reader = reader_](int64_t number) { return reader->make(number); },
+                                      .fill = [reader = reader_](FolderBatch& batch, int64_t number,
+                                                                 int64_t item) { reader->fill(batch, number, item); },
+                                      .thread_start = use_one_thread});
+  }
+
+  std::shared_ptr<FolderReader> reader_;
+  LoaderOptions options_;
+  int64_t batch_size_;
+  int64_t end_step_;
+  std::optional<Prefetcher<FolderBatch>> prefetcher_;
+};
+
+}  // namespace
+
+std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
+                                                       int64_t batch_size, uint64_t seed, int64_t end_step) {
+  BatchSampler sampler(data.source->size(), batch_size, seed);
+  if (const auto folder = std::dynamic_pointer_cast<const FolderSource>(data.source)) {
+    auto reader = std::make_shared<FolderReader>(folder, augment, sampler, batch_size, seed);
+    return std::make_unique<FolderBatches>(std::move(reader), data.loader, batch_size, end_step);
+  }
+  return std::make_unique<MemoryBatches>(images_in_memory(*data.source), std::move(sampler));
+}
+
+}  // namespace m2teacher

@@ -1,0 +1,44 @@
+#pragma once
+
+#include "data/augment_options.h"
+#include "data/batch_sampler.h"
+#include "data/data_options.h"
+#include "data/image_source.h"
+
+#include <memory>
+
+namespace m2teacher {
+
+/// The images to train on, and how to read and standardise them.
+struct TrainingData {
+  std::shared_ptr<const ImageSource> source;
+  PixelStatistics pixels;
+  LoaderOptions loader;
+};
+
+/// A batch as it was read.
+struct TrainingBatch {
+  /// For each view (B, C, H, W), uint8: the same whole images, or the view's own crops where `cropped`.
+  std::array<at::Tensor, 2> views;
+  bool cropped = false;
+};
+
+/// Gives the batch of any step: images in memory at once, others read by threads ahead of the steps that follow one
+/// another. An unreadable image is replaced by the next one of its source. Batches depend on the seed and the step
+/// alone.
+class TrainingBatches {
+ public:
+  virtual ~TrainingBatches() = default;
+
+  /// @param step  0 for the first
+  /// @throws UserError  an image cannot be read and the source is strict, too many cannot, or none comes in for too
+  /// long
+  virtual TrainingBatch batch(int64_t step) = 0;
+};
+
+/// @param end_step  none is read ahead from here on
+/// @throws UserError  the batch is larger than the source
+std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
+                                                       int64_t batch_size, uint64_t seed, int64_t end_step);
+
+}  // namespace m2teacher

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+
+namespace m2teacher {
+
+/// A file opened for writing, closed when this goes. Failures are told by `false` and errno, as by the system's calls.
+class FileDescriptor {
+ public:
+  FileDescriptor() = default;
+  /// @param flags  of open(2), such as O_WRONLY; the file stays closed in programs that this one starts
+  FileDescriptor(const std::filesystem::path& path, int flags);
+  ~FileDescriptor();
+  FileDescriptor(FileDescriptor&& other) noexcept;
+  FileDescriptor& operator=(FileDescriptor&& other) noexcept;
+
+  bool is_open() const { return value_ >= 0; }
+  int get() const { return value_; }
+
+  /// Writes all of it.
+  bool write(const void* data, size_t size) const;
+  /// Brings what was written to the disk.
+  bool flush() const;
+  bool close();
+
+ private:
+  int value_ = -1;
+};
+
+}  // namespace m2teacher

@@ -1,0 +1,114 @@
+#include "settings/run_settings.h"
+
+#include "error.h"
+#include "settings/run_flags.h"
+#include "settings/strict_toml.h"
+
+#include <CLI/CLI.hpp>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <sstream>
+
+namespace m2teacher {
+namespace {
+
+constexpr const char* kSection = "pretrain";
+
+/// The options of pretrain outside the program's command line, for their names, checks and values.
+class Declaration {
+ public:
+  explicit Declaration(RunSettings& settings)
+      : pretrain_(*root_.add_subcommand(kSection)), root_flags_(root_), run_flags_(pretrain_) {
+    root_.allow_config_extras(CLI::config_extras_mode::error);
+    root_.config_formatter(std::make_shared<StrictToml>());
+    add_threads_flag(root_flags_, settings.threads);
+    add_run_flags(run_flags_, settings);
+  }
+
+  void parse(std::istream& input) { root_.parse_from_stream(input); }
+
+  const std::vector<Flag>& root_flags() const { return root_flags_.all(); }
+  const std::vector<Flag>& run_flags() const { return run_flags_.all(); }
+
+ private:
+  CLI::App root_;
+  CLI::App& pretrain_;
+  Flags root_flags_;
+  Flags run_flags_;
+};
+
+/// @throws UserError  CLI11's TOML has no escapes: it would read some texts, such as a folder's name with a # in it, as
+/// others
+void write(std::ostream& out, const Flag& flag) {
+  if (flag.text().empty()) {  // open
+    return;
+  }
+  const std::string line = flag.name() + " = " + CLI::detail::ini_join(flag.values());
+  std::istringstream again(line);
+  const std::vector<CLI::ConfigItem> items = StrictToml().from_config(again);
+  if (items.size() != 1 || items.front().inputs != flag.values()) {
+    throw UserError("--" + flag.name() + ": '" + flag.text() + "' cannot be kept in config.toml");
+  }
+  out << line << '\n';
+}
+
+}  // namespace
+
+std::string to_toml(const RunSettings& settings) {
+  RunSettings bound = settings;
+  const Declaration declared(bound);
+  std::ostringstream out;
+  out << "# Settings of a run of m2teacher, as `m2teacher pretrain --config FILE` takes them.\n";
+  for (const Flag& flag : declared.root_flags()) {
+    write(out, flag);
+  }
+  out << "\n[" << kSection << "]\n";
+  std::string group;
+  for (const Flag& flag : declared.run_flags()) {
+    if (flag.group != group) {
+      out << (group.empty() ? "" : "\n") << "# " << flag.group << '\n';
+      group = flag.group;
+    }
+    write(out, flag);
+  }
+  return out.str();
+}
+
+RunSettings parse_toml(const std::string& text, const std::string& file) {
+  RunSettings settings;
+  Declaration declared(settings);
+  std::istringstream stream(text);
+  try {
+    declared.parse(stream);
+  } catch (const CLI::ParseError& error) {
+    throw UserError(file + ": " + words_of(error));
+  }
+  return settings;
+}
+
+RunSettings read_config(const std::filesystem::path& path) {
+  errno = 0;
+  std::ifstream stream(path);
+  std::ostringstream text;
+  if (!stream || !(text << stream.rdbuf())) {
+    throw UserError(path.string() + ": cannot be read: " + std::strerror(errno != 0 ? errno : EIO));
+  }
+  return parse_toml(text.str(), path.string());
+}
+
+std::vector<NamedValue> fixed_settings(const RunSettings& settings) {
+  RunSettings bound = settings;
+  const Declaration declared(bound);
+  std::vector<NamedValue> fixed;
+  for (const Flag& flag : declared.run_flags()) {
+    if (!flag.changeable) {
+      fixed.push_back({flag.name(), flag.text()});
+    }
+  }
+  return fixed;
+}
+
+}  // namespace m2teacher

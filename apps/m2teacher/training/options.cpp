@@ -1,0 +1,79 @@
+#include "training/options.h"
+
+#include "error.h"
+#include "words.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+namespace m2teacher {
+namespace {
+
+constexpr Words<TeacherNorm, 2> kTeacherNorms = {{{TeacherNorm::Momentum, "momentum"}, {TeacherNorm::Batch, "batch"}}};
+constexpr Words<Precision, 2> kPrecisions = {{{Precision::Float32, "fp32"}, {Precision::BFloat16, "bf16"}}};
+
+constexpr int64_t kSmallSide = 64;
+constexpr double kLearningRateBatch = 256;
+constexpr int64_t kLargestWarmupShare = 10;  // the paper's: 10 of 100 epochs
+
+std::string text(double value) {
+  std::ostringstream stream;
+  stream << value;
+  return stream.str();
+}
+
+void require(bool met, const std::string& option, const std::string& got, const std::string& expected) {
+  if (!met) {
+    throw UserError(option + ": got " + got + ", expected " + expected);
+  }
+}
+
+void require_order(const std::string& low_name, double low, const std::string& high_name, double high) {
+  require(low <= high, low_name, text(low), "at most " + high_name + " (" + text(high) + ")");
+}
+
+void check(const PretrainOptions& options, int64_t images) {
+  require(options.batch_size >= 2, "--batch-size", std::to_string(options.batch_size), "2 or more");
+  if (options.batch_size > images) {
+    throw UserError("--batch-size: " + std::to_string(options.batch_size) + " is more than the " +
+                    std::to_string(images) + " training images");
+  }
+  require(options.steps.value_or(1) >= 1, "--steps", std::to_string(options.steps.value_or(1)), "1 or more");
+  require(options.epochs > 0, "--epochs", text(options.epochs), "more than 0");
+  require(!options.model.encoder.widths.empty(), "--widths", "none", "one or more");
+  require_order("--min-area", options.augment.min_area, "--max-area", options.augment.max_area);
+  require_order("--min-blur-sigma", options.augment.min_blur_sigma, "--max-blur-sigma", options.augment.max_blur_sigma);
+}
+
+}  // namespace
+
+std::string to_string(TeacherNorm norm) { return word_of(kTeacherNorms, norm); }
+std::string to_string(Precision precision) { return word_of(kPrecisions, precision); }
+TeacherNorm parse_teacher_norm(const std::string& word) { return parse_word("--bn", kTeacherNorms, word); }
+Precision parse_precision(const std::string& word) { return parse_word("--precision", kPrecisions, word); }
+
+PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShape& shape) {
+  check(options, images);
+  EncoderOptions& encoder = options.model.encoder;
+  encoder.in_channels = shape.channels;
+  if (!encoder.stem) {
+    encoder.stem = std::max(shape.height, shape.width) <= kSmallSide ? Stem::Small : Stem::Standard;
+  }
+  const auto batches = static_cast<double>(images / options.batch_size);
+  if (!options.steps) {
+    options.steps = std::max<int64_t>(1, std::llround(options.epochs * batches));
+  }
+  if (!options.warmup_steps) {
+    options.warmup_steps =
+        std::min<int64_t>(std::llround(options.warmup_epochs * batches), *options.steps / kLargestWarmupShare);
+  }
+  require(*options.warmup_steps <= *options.steps, "--warmup-steps", std::to_string(*options.warmup_steps),
+          "at most the " + std::to_string(*options.steps) + " steps");
+  if (!options.learning_rate) {
+    options.learning_rate = options.base_learning_rate * static_cast<double>(options.batch_size) / kLearningRateBatch;
+  }
+  return options;
+}
+
+}  // namespace m2teacher
