@@ -9,7 +9,7 @@ statistics are each rank's own, as in the paper; with --synchronise they are tho
 
 On two machines, on each of them (docs/distributed.md has more):
 
-    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 examples/ddp_teacher.py
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 examples/ddp_teacher.py
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from byol_teacher import augment, encoder, mlp, synthetic
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from byol_teacher import augment, encoder, mlp, synthetic
 from momentum_bn import MomentumTeacher
 
 

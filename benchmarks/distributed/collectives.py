@@ -1,11 +1,11 @@
-"""Counts and times the collectives of synchronised statistics on 2, 3 and 4 ranks of this machine, or those of torchrun.
+"""Counts and times the collectives of synchronised statistics on 2, 3 and 4 ranks of this machine, or on torchrun's.
 
     python -m benchmarks.distributed.collectives
     torchrun --nnodes ... --nproc-per-node ... -m benchmarks.distributed.collectives
 
 All calls of one number of ranks are interleaved in the same processes, one thread each. Where the network is known, its
---latency a and --bandwidth b hold the cost model against them: Gloo gathers in a ring, so all_gather of s bytes from each
-of R ranks is taken to need (R - 1) (a + s / b). tests/python/machines.py makes such a network.
+--latency a and --bandwidth b hold the cost model against them: Gloo gathers in a ring, so all_gather of s bytes from
+each of R ranks is taken to need (R - 1) (a + s / b). tests/python/machines.py makes such a network.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def measure(rounds: int) -> list[dict[str, Any]]:
                 for _ in range(REPEATS):
                     call()
                 seconds[name].append((time.perf_counter() - start) / REPEATS)
-        records.append({"ranks": dist.get_world_size(), "channels": channels, "collectives": counts, "seconds": seconds})
+        records.append(
+            {"ranks": dist.get_world_size(), "channels": channels, "collectives": counts, "seconds": seconds}
+        )
     return records
 
 

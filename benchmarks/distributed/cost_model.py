@@ -1,4 +1,4 @@
-"""What statistics synchronised over many GPUs cost per training step of a teacher and its student, from bytes and latencies.
+"""What synchronised statistics cost per training step of a teacher and its student, from bytes and latencies.
 
 A collective of R ranks takes at least (Thakur, Rabenseifner, Gropp 2005, https://doi.org/10.1177/1094342005051521)
 
@@ -84,8 +84,8 @@ def sync_batchnorm_step(ranks: Ranks, channels: Sequence[int]) -> Step:
 
 
 def group_step(ranks: Ranks, channels: Sequence[int]) -> Step:
-    """Momentum BatchNorm with a process_group in the teacher, the student by itself: float64, an all_gather of mean, sum
-    of squares and count in each forward."""
+    """Momentum BatchNorm with a process_group in the teacher, the student by itself: float64, an all_gather of mean,
+    sum of squares and count in each forward."""
     gathered = [8 * (2 * c + 1) for c in channels]
     return Step(
         VIEWS * len(channels),

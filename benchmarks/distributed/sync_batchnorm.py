@@ -9,13 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-
 # The same under its name before torch 2.13.
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """One all_gather of 2 C + 1 float32 per training forward, one all_reduce of 2 C in the backward pass, as torch's."""
+    """As torch's: an all_gather of 2 C + 1 float32 per training forward, an all_reduce of 2 C in the backward pass."""
 
     weight: Tensor
     bias: Tensor

@@ -1,8 +1,8 @@
 """Images per second of a training step with a momentum teacher, on 1 process of 1 thread and on 2, weak scaling.
 
-Each rank trains on as many images as the one process does. The network is a small ResNet on small images; a step has two
-views, a student that learns by DistributedDataParallel and a teacher that follows it. All ways and both numbers of ranks
-are interleaved in the same two processes; while one rank measures alone, the other sleeps.
+Each rank trains on as many images as the one process does. The network is a small ResNet on small images; a step has
+two views, a student that learns by DistributedDataParallel and a teacher that follows it. All ways and both numbers of
+ranks are interleaved in the same two processes; while one rank measures alone, the other sleeps.
 
 A program that is no Python (a trainer in C++) gets a row by an entry in PROGRAMS.
 """

@@ -63,8 +63,8 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   TORCH_ARG(bool, inplace) = false;
   /// Name of a c10d process group that this process belongs to (`c10d::ProcessGroup::getGroupName()`; Python:
   /// `group.group_name`): in training the batch statistics are those of all its ranks' values together, n their number.
-  /// One all_gather per training forward, none in backward or evaluation. All ranks must run the same training forwards.
-  /// nullopt: this process alone.
+  /// One all_gather per training forward, none in backward or evaluation. All ranks must run the same training
+  /// forwards. nullopt: this process alone.
   TORCH_ARG(std::optional<std::string>, process_group) = std::nullopt;
   /// false: an affine layer without a bias.
   TORCH_ARG(bool, bias) = true;

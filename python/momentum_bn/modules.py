@@ -364,7 +364,8 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             group = self._process_group if self.training else None
             gathered = None
             if group is not None and torch.compiler.is_compiling():
-                group, gathered = None, _all_gathered(_batch_statistics(x), group)
+                gathered = _all_gathered(_batch_statistics(x), group)
+                group = None
             train = _forward_train_ if may_overwrite else _forward_train
             out = train(
                 x,
@@ -566,9 +567,10 @@ def _all_gathered(values: Tensor, group: str) -> Tensor:
 
     They never change the order of two of these, which must be the same on all ranks.
     """
-    ranks = torch.distributed.distributed_c10d._get_group_size_by_name(group)
+    ranks = torch.distributed.distributed_c10d._get_group_size_by_name(group)  # type: ignore[arg-type]
     collectives = torch.ops._c10d_functional
-    return collectives.wait_tensor(collectives.all_gather_into_tensor(values, ranks, group)).view(ranks, -1)
+    rows: Tensor = collectives.wait_tensor(collectives.all_gather_into_tensor(values, ranks, group))
+    return rows.view(ranks, -1)
 
 
 def _may_overwrite_input(weight: Tensor | None) -> bool:

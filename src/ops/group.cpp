@@ -74,8 +74,10 @@ Group::Group(const ops::MaybeWord& process_group, const ops::MaybeTensor& group_
 at::Tensor Group::statistics(const at::Tensor& x) const {
   auto all = gathered_.defined() ? gathered_ : ops::group_statistics(x, name_);
   const auto size = 2 * x.sym_size(1) + 1;
-  TORCH_CHECK_VALUE(all.dim() == 2 && all.sym_size(1) == size, "group_statistics must be (ranks, 2 * channels + 1), "
-                    "here (ranks, ", size, ") (got ", all.sym_sizes(), ")");
+  TORCH_CHECK_VALUE(all.dim() == 2 && all.sym_size(1) == size,
+                    "group_statistics must be (ranks, 2 * channels + 1), "
+                    "here (ranks, ",
+                    size, ") (got ", all.sym_sizes(), ")");
   return all;
 }
 

@@ -28,10 +28,12 @@ using ForwardTrain = std::tuple<at::Tensor, at::Tensor>(const at::Tensor& x, con
                                                         const MaybeTensor& weight, const MaybeTensor& bias,
                                                         at::TensorList state, double eps, int64_t total_iters,
                                                         int64_t views_per_update, Word schedule, Word variance,
-                                                        MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics);
+                                                        MaybeWord activation, MaybeWord process_group,
+                                                        const MaybeTensor& group_statistics);
 using ForwardTrainInplace = at::Tensor(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                                        const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                                       int64_t views_per_update, Word schedule, Word variance, MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics);
+                                       int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                                       MaybeWord process_group, const MaybeTensor& group_statistics);
 using ForwardEvalInplace = void(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                                 const MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var,
                                 double eps, MaybeWord activation);

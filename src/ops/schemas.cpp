@@ -8,8 +8,8 @@
 // `_batch_statistics` returns (2C + 1): the means of x, the sums of squared deviations from them, and the number of
 // values per channel; float64 where the device has it. `_group_statistics`: (ranks, 2C + 1), those of all processes of
 // a c10d group. A training forward in a group is given its name as `process_group`, and gathers them itself, in one
-// collective. Or it is given them, as `group_statistics`, where a graph is made: gathered by torch's own operator, which
-// a compiler knows for a collective and never moves past another.
+// collective. Or it is given them, as `group_statistics`, where a graph is made: gathered by torch's own operator,
+// which a compiler knows for a collective and never moves past another.
 
 #include <torch/library.h>
 

@@ -73,9 +73,8 @@ RankResult train(const ThreadRank& rank, const std::vector<int64_t>& shards, int
 void expect_one_process(const std::vector<int64_t>& shards) {
   const int64_t size = std::accumulate(shards.begin(), shards.end(), int64_t{0});
   std::vector<RankResult> results(shards.size());
-  run_on_ranks(static_cast<int>(shards.size()), [&](const ThreadRank& rank) {
-    results[static_cast<size_t>(rank.rank)] = train(rank, shards, size);
-  });
+  run_on_ranks(static_cast<int>(shards.size()),
+               [&](const ThreadRank& rank) { results[static_cast<size_t>(rank.rank)] = train(rank, shards, size); });
 
   oracle::MomentumBatchNorm reference(3);
   reference.total_iters = 4;

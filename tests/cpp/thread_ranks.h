@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-// A process group whose ranks are threads of one process: torch's wheels lack the headers of Gloo, and a test of the C++
-// layer needs no more than an all_gather.
+// A process group whose ranks are threads of one process: torch's wheels lack the headers of Gloo, and a test of the
+// C++ layer needs no more than an all_gather.
 
 namespace momentum_bn::testing {
 

@@ -1,11 +1,13 @@
 """Several machines in one: network namespaces, joined by a network of limited bandwidth and given delay.
 
-Linux's own means of delay (netem) is not in every kernel. Here each machine has a TUN device, whose packets come to this
-process; a thread hands them to their machine when their time has come. What a machine sends is limited by the kernel (tbf).
+Linux's own means of delay (netem) is not in every kernel. Here each machine has a TUN device, whose packets come to
+this process; a thread hands them to their machine when their time has come. What a machine sends is limited by the
+kernel (tbf).
 
 As a program it runs one rank on each machine, for example to hold a cost model against a network that one knows:
 
-    python tests/python/machines.py --machines 3 --delay 0.005 --rate 100mbit -- python -m benchmarks.distributed.collectives
+    python tests/python/machines.py --machines 3 --delay 0.005 --rate 100mbit -- \\
+        python -m benchmarks.distributed.collectives
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import fcntl
 import os
 import select
 import signal
-import struct
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -181,7 +183,9 @@ def main() -> int:
         outputs = [Path(folder) / str(number) for number in range(options.machines)]
         meeting = {"MASTER_ADDR": machines.addresses[0], "MASTER_PORT": "29500", "WORLD_SIZE": str(options.machines)}
         ranks = [
-            machines.start(number, options.command, outputs[number], {**meeting, "RANK": str(number), "LOCAL_RANK": "0"})
+            machines.start(
+                number, options.command, outputs[number], {**meeting, "RANK": str(number), "LOCAL_RANK": "0"}
+            )
             for number in range(options.machines)
         ]
         codes = [rank.wait() for rank in ranks]

@@ -22,7 +22,9 @@ COLLECTIVE_SECONDS = 20  # that a rank waits for another one
 
 # One process imports torch; ranks are forked from it, in a tenth of the time that they would need by themselves.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["momentum_bn", "torch.distributed.fsdp", "torch._dynamo", "torch._inductor.compile_fx"])
+_context.set_forkserver_preload(
+    ["momentum_bn", "torch.distributed.fsdp", "torch._dynamo", "torch._inductor.compile_fx"]
+)
 
 
 def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, seconds: float = SECONDS) -> list[Any]:

@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-
 from inputs import randn
 from momentum_bn import MomentumTeacher, convert_momentum_batchnorm
 from ranks import run_ranks

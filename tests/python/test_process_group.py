@@ -410,7 +410,7 @@ def collectives_of_a_graph() -> list[str]:
     def backend(graph, inputs):
         from torch._dynamo.backends.common import aot_autograd
 
-        def compile_graph(graph, inputs):
+        def compile_graph(graph, _inputs):
             seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
             return graph.forward
 

@@ -73,7 +73,11 @@ class Training:
         self.agents: list[subprocess.Popen[str]] = []
         for machine, address in enumerate(machines.addresses):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-            meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={machines.addresses[0]}:{port}", f"--local-addr={address}"]
+            meeting = [
+                "--rdzv-backend=c10d",
+                f"--rdzv-endpoint={machines.addresses[0]}:{port}",
+                f"--local-addr={address}",
+            ]
             # A namespace has no host name by which torchrun would know that it is the first machine.
             first = f"--rdzv-conf=is_host={int(machine == 0)}"
             command = [*torchrun, *meeting, first, f"--max-restarts={restarts}", *program.command]

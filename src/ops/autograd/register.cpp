@@ -136,9 +136,9 @@ variable_list gradients(AutogradContext* ctx, const at::Tensor& dy) {
   const bool bias = inputs.next_needs_gradient();
   // Without an activation the residual's gradient is dy itself; this second reference keeps it from being overwritten.
   const at::Tensor g = residual && !activation ? dy : at::Tensor();
-  auto [dx, dweight, dbias, dresidual] = normalization_gradients(
-      dy, tensors[0], tensors[1], tensors[2], tensors[3], word_of(activation),
-      {ctx->needs_input_grad(0), weight, bias, residual && activation.has_value()});
+  auto [dx, dweight, dbias, dresidual] =
+      normalization_gradients(dy, tensors[0], tensors[1], tensors[2], tensors[3], word_of(activation),
+                              {ctx->needs_input_grad(0), weight, bias, residual && activation.has_value()});
   if (g.defined()) dresidual = g;
   return {dx, dresidual, dweight, dbias};
 }
@@ -147,10 +147,10 @@ struct TrainNode : Function<TrainNode> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const MaybeTensor& residual,
                                const MaybeTensor& weight, const MaybeTensor& bias, const TrainArguments& arguments) {
     at::AutoDispatchBelowAutograd below;
-    auto [y, saved] = ops::forward_train(x, residual, weight, bias, arguments.state.tensors(), arguments.eps,
-                                         arguments.total_iters, arguments.views_per_update, arguments.schedule,
-                                         arguments.variance, word_of(arguments.activation),
-                                         word_of(arguments.process_group), arguments.group_statistics);
+    auto [y, saved] =
+        ops::forward_train(x, residual, weight, bias, arguments.state.tensors(), arguments.eps, arguments.total_iters,
+                           arguments.views_per_update, arguments.schedule, arguments.variance,
+                           word_of(arguments.activation), word_of(arguments.process_group), arguments.group_statistics);
     save_for_backward(ctx, x, y, residual, weight, bias, saved, arguments.activation);
     ctx->mark_non_differentiable({saved});
     return {y, saved};
@@ -195,8 +195,7 @@ struct EvalInplaceNode : Function<EvalInplaceNode> {
                             const MaybeTensor& bias, const State& running, double eps,
                             const std::optional<std::string>& activation) {
     at::AutoDispatchBelowAutograd below;
-    ops::forward_eval_(x, residual, weight, bias, running.running_mean, running.running_var, eps,
-                       word_of(activation));
+    ops::forward_eval_(x, residual, weight, bias, running.running_mean, running.running_var, eps, word_of(activation));
     ctx->mark_dirty({x});
     ctx->save_for_backward(
         {activation ? x : at::Tensor(), tensor_or_none(weight), running.running_mean, running.running_var});
@@ -255,7 +254,8 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
     return composite::train_forward(x, residual, weight, bias, State::of(state),
                                     checked_config(eps, total_iters, views_per_update, schedule, variance, activation),
@@ -266,16 +266,17 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
     return ops::forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
                               activation, process_group, group_statistics);
   }
-  const auto outputs =
-      TrainNode::apply(x, residual, weight, bias,
-                       TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule),
-                                      std::string(variance), owned(activation), owned(process_group), group_statistics});
+  const auto outputs = TrainNode::apply(
+      x, residual, weight, bias,
+      TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule), std::string(variance),
+                     owned(activation), owned(process_group), group_statistics});
   return {outputs[0], outputs[1]};
 }
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
     auto [y, saved] =
         composite::train_forward(x, residual, weight, bias, State::of(state),
@@ -292,10 +293,11 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
                                activation, process_group, group_statistics);
   }
   at::Tensor saved;
-  TrainInplaceNode::apply(x, residual, weight, bias,
-                          TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule),
-                                         std::string(variance), owned(activation), owned(process_group), group_statistics},
-                          SavedResult{&saved});
+  TrainInplaceNode::apply(
+      x, residual, weight, bias,
+      TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule), std::string(variance),
+                     owned(activation), owned(process_group), group_statistics},
+      SavedResult{&saved});
   return saved;
 }
 

@@ -24,7 +24,8 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   at::AutoDispatchBelowADInplaceOrView below;
   auto result = ops::forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
                                    variance, activation, process_group, group_statistics);
@@ -34,7 +35,8 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   at::AutoDispatchBelowADInplaceOrView below;
   auto saved = ops::forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
                                    variance, activation, process_group, group_statistics);

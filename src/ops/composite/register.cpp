@@ -21,7 +21,8 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   return train_forward(x, residual, weight, bias, State::of(state),
                        checked_config(eps, total_iters, views_per_update, schedule, variance, activation),
                        {process_group, group_statistics});
@@ -29,7 +30,8 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   check_writable(x);
   auto [y, saved] = forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
                                   variance, activation, process_group, group_statistics);
@@ -108,7 +110,8 @@ std::tuple<at::Tensor, at::Tensor> mapped_forward_train(const at::Tensor& x, con
                                                         const MaybeTensor& weight, const MaybeTensor& bias,
                                                         at::TensorList state, double eps, int64_t total_iters,
                                                         int64_t views_per_update, Word schedule, Word variance,
-                                                        MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                                                        MaybeWord activation, MaybeWord process_group,
+                                                        const MaybeTensor& group_statistics) {
   check_can_be_mapped(x, state, process_group || group_statistics);
   return forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
                        activation, process_group, group_statistics);
@@ -116,7 +119,8 @@ std::tuple<at::Tensor, at::Tensor> mapped_forward_train(const at::Tensor& x, con
 
 at::Tensor mapped_forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                                  const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                                 int64_t views_per_update, Word schedule, Word variance, MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                                 int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                                 MaybeWord process_group, const MaybeTensor& group_statistics) {
   check_can_be_mapped(x, state, process_group || group_statistics);
   return forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
                         activation, process_group, group_statistics);

@@ -5,8 +5,8 @@
 #include "ops/checks.h"
 #include "ops/composite/formulas.h"
 #include "ops/cpu/blend.h"
-#include "ops/cpu/merged_statistics.h"
 #include "ops/cpu/kept_memory.h"
+#include "ops/cpu/merged_statistics.h"
 #include "ops/cpu/parallel_for.h"
 #include "ops/group.h"
 #include "ops/inputs.h"
@@ -149,11 +149,11 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state_tensors, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
-  const auto statistics =
-      train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
+  const auto statistics = train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
   const auto [y, warm] = fresh_output(x);
   if (statistics.empty) return {y, zero_saved(x)};
   auto saved = empty_saved(x);
@@ -165,12 +165,12 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state_tensors, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
   check_writable(x);
-  const auto statistics =
-      train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
+  const auto statistics = train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
   if (statistics.empty) return zero_saved(x);
   auto saved = empty_saved(x);
   StateBlend blend(x, statistics.values_per_channel, weight, bias, saved, state, config);

@@ -38,7 +38,8 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   check_forward_train(x, residual, weight, bias, State::of(state), process_group || group_statistics);
   return {empty_output(x), saved_like(x)};
@@ -46,7 +47,8 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation, MaybeWord process_group, const MaybeTensor& group_statistics) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   check_forward_train(x, residual, weight, bias, State::of(state), process_group || group_statistics);
   return saved_like(x);
