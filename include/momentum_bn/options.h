@@ -61,7 +61,10 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   TORCH_ARG(Activation, activation) = Activation::None;
   /// The output takes the input's memory wherever no enabled gradient needs the input again.
   TORCH_ARG(bool, inplace) = false;
-  /// Name of a c10d process group over which to synchronise the statistics. Not implemented yet.
+  /// Name of a c10d process group that this process belongs to (`c10d::ProcessGroup::getGroupName()`; Python:
+  /// `group.group_name`): in training the batch statistics are those of all its ranks' values together, n their number.
+  /// One all_gather per training forward, none in backward or evaluation. All ranks must run the same training
+  /// forwards. nullopt: this process alone.
   TORCH_ARG(std::optional<std::string>, process_group) = std::nullopt;
   /// false: an affine layer without a bias.
   TORCH_ARG(bool, bias) = true;

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 _check_options = torch.ops.momentum_bn._check_options.default
+_check_process_group = torch.ops.momentum_bn._check_process_group.default
 
 
 def as_int(name: str, value: Any) -> int:
@@ -36,9 +37,36 @@ def as_momentum(value: Any) -> float | None:
     return None if value is None else as_float("momentum", value)
 
 
+def as_group_name(group: Any) -> str | None:
+    """Returns the name of a process group: it stands for the group, which could be neither copied nor pickled.
+
+    Raises:
+        TypeError: neither a process group nor a name, nor None.
+        ValueError: a group that this process does not belong to.
+        NotImplementedError: torch was built without torch.distributed.
+    """
+    if group is None:
+        return None
+    distributed = torch.distributed
+    if distributed.is_available():
+        if isinstance(group, distributed.ProcessGroup):
+            group = group.group_name
+        elif isinstance(group, int) and group == distributed.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("process_group must be a group that this process belongs to (got NON_GROUP_MEMBER)")
+    if not isinstance(group, str):
+        raise TypeError(
+            f"process_group must be a c10d process group, the name of one, or None (got {type(group).__name__})"
+        )
+    _check_process_group(group)
+    return group
+
+
 @dataclass(frozen=True)
 class Options:
-    """Configuration of a layer beside what torch's BatchNorm has. See :class:`momentum_bn.MomentumBatchNorm`."""
+    """Configuration of a layer beside what torch's BatchNorm has. See :class:`momentum_bn.MomentumBatchNorm`.
+
+    ``process_group`` is given as a group or its name, and kept as its name.
+    """
 
     total_iters: int = 100
     momentum: float | None = 1.0
@@ -50,19 +78,18 @@ class Options:
     process_group: Any = None
 
     def __post_init__(self) -> None:
-        """Brings numbers to their types."""
+        """Brings numbers to their types, and a process group to its name."""
         object.__setattr__(self, "total_iters", as_int("total_iters", self.total_iters))
         object.__setattr__(self, "momentum", as_momentum(self.momentum))
         object.__setattr__(self, "views_per_update", as_int("views_per_update", self.views_per_update))
         object.__setattr__(self, "inplace", bool(self.inplace))
+        object.__setattr__(self, "process_group", as_group_name(self.process_group))
 
     def check(self, num_features: int, eps: float) -> None:
         """Checks everything that a layer is configured with.
 
         Raises:
             ValueError: a value or a word that is not allowed.
-            TypeError: a process group of the wrong type.
-            NotImplementedError: a process group.
         """
         _check_options(
             num_features,
@@ -74,14 +101,3 @@ class Options:
             as_word(self.variance),
             None if self.activation is None else as_word(self.activation),
         )
-        if self.process_group is not None:
-            _check_process_group(self.process_group)
-
-
-def _check_process_group(group: Any) -> None:
-    distributed = torch.distributed
-    if not (isinstance(group, str) or (distributed.is_available() and isinstance(group, distributed.ProcessGroup))):
-        raise TypeError(
-            f"process_group must be a c10d process group, the name of one, or None (got {type(group).__name__})"
-        )
-    raise NotImplementedError("process_group: statistics over several processes are not implemented yet, use None")

@@ -57,7 +57,8 @@ def convert_momentum_batchnorm(
     The layer objects stay the same and only change their class, so whatever refers to them stays right: parents that
     share a layer, hooks and their handles, optimizers. Parameters, buffers, ``eps``, ``affine``, ``bias``, tracking,
     device, dtype and the training flag are kept; the old ``momentum`` is not taken over. A ``SyncBatchNorm`` becomes a
-    :class:`momentum_bn.MomentumBatchNorm`, which takes any rank and does *not* synchronise. A subclass of torch's
+    :class:`momentum_bn.MomentumBatchNorm`, which takes any rank and synchronises only with a ``process_group`` given
+    here. A subclass of torch's
     layers is converted where its forward is torch's. Layers that are Momentum BatchNorms already only get
     ``total_iters``.
 
@@ -71,7 +72,8 @@ def convert_momentum_batchnorm(
         variance: ``"published"``, ``"unbiased"`` or ``"biased"``.
         activation: None or ``"relu"``. It applies to every converted layer: the network must not apply it again.
         inplace: whether outputs take their inputs' memory where no gradient needs these again.
-        process_group: not implemented yet.
+        process_group: a c10d process group or its name, over which all converted layers synchronise. The group of a
+            ``SyncBatchNorm`` is not taken over: without this argument its layer does not synchronise any more.
 
     Returns:
         ``module``.
@@ -106,8 +108,9 @@ def revert_momentum_batchnorm(module: torch.nn.Module) -> torch.nn.Module:
 
     The layer objects, their parameters, running statistics, hooks and flags stay, as in
     :func:`convert_momentum_batchnorm`; the schedule and remembered views are dropped. A converted layer gets its class
-    and momentum back; any other becomes torch's layer of its rank (of any rank: ``SyncBatchNorm``) with torch's
-    momentum of 0.1.
+    and momentum back, a ``SyncBatchNorm`` its process group, too; any other becomes torch's layer of its rank (of any
+    rank: ``SyncBatchNorm`` over the layer's ``process_group``) with torch's momentum of 0.1. Only ``SyncBatchNorm``
+    synchronises.
 
     Args:
         module: the network, or a single Momentum BatchNorm.
@@ -183,7 +186,7 @@ def _check_replaceable(path: str, layer: _BatchNorm, known: tuple[Callable[..., 
 
 
 def _convert(layer: _BatchNorm, options: Options) -> None:
-    group = layer.process_group if isinstance(layer, SyncBatchNorm) else None
+    group = layer.__dict__.pop("process_group", None)  # a SyncBatchNorm's
     # A group's name stands for it: the group itself could not be copied.
     origin = _Origin(type(layer), layer.__dict__.pop("momentum"), None if group is None else group.group_name)
     layer.__class__ = next((ours for theirs, ours in _BY_RANK if isinstance(layer, theirs)), MomentumBatchNorm)
@@ -198,7 +201,8 @@ def _origin(layer: MomentumBatchNorm) -> _Origin:
         origin: _Origin = layer.__dict__["_origin"]
         return origin
     layer_class = next((theirs for theirs, _ in _BY_RANK if isinstance(layer, theirs)), SyncBatchNorm)
-    return _Origin(layer_class, _TORCH_MOMENTUM, None)
+    group_name = layer.process_group if layer_class is SyncBatchNorm else None
+    return _Origin(layer_class, _TORCH_MOMENTUM, group_name)
 
 
 def _revert(layer: _BatchNorm, origin: _Origin, group: Any) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from ._options import Options, as_float, as_int, as_momentum
+from ._options import Options, as_float, as_group_name, as_int, as_momentum
 
 __all__ = ["MomentumBatchNorm", "MomentumBatchNorm1d", "MomentumBatchNorm2d", "MomentumBatchNorm3d"]
 
@@ -26,7 +26,7 @@ CONFIGURATION = (
     "variance",
     "activation",
     "inplace",
-    "process_group",
+    "_process_group",
     "_initial_momentum",
     "_untracked_momentum",
     "_untracked_cur_iter",
@@ -42,6 +42,7 @@ _CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.__dict__["convert_sync_batchnor
 
 # Looked up once: attribute look-ups in torch.ops cost more than the dispatch.
 _advance_schedule_ = torch.ops.momentum_bn._advance_schedule_.default
+_batch_statistics = torch.ops.momentum_bn._batch_statistics.default
 _check_input = torch.ops.momentum_bn._check_input.default
 _forward_eval_ = torch.ops.momentum_bn._forward_eval_.default
 _forward_train = torch.ops.momentum_bn._forward_train.default
@@ -92,7 +93,10 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         inplace: the output takes the input's memory wherever no enabled gradient needs the input again: under
             ``torch.no_grad()``, or where ``weight`` takes no gradient. Elsewhere the output is fresh: the flag never
             changes a result.
-        process_group: a c10d process group, or its name, over which to synchronise the statistics. Not implemented yet.
+        process_group: a c10d process group, or its name: in training the batch statistics are those of the values of
+            all its ranks together, and n is their number. A rank's batch may be empty. One all_gather per training
+            forward, none in the backward pass and in evaluation; gradients of weight and bias are the rank's own.
+            None: this process alone. See docs/distributed.md.
         bias: False: an affine layer without a bias.
         device: device of parameters and buffers.
         dtype: dtype of parameters and running statistics.
@@ -112,6 +116,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         cur_iter_state: int64 buffer, updates so far. Read and write it as ``cur_iter``.
         momentum_state: float64 buffer, current weight of the batch, -1 for None. Read and write it as ``momentum``.
         total_iters: int, may be assigned at any time; a compiled graph then recompiles.
+        process_group: name of the group, or None; may be assigned at any time, also a group itself.
 
     All buffers are in ``state_dict()``: a run continues from it bit for bit, also between two views. The four scalars
     keep their dtype whatever the layer is cast to; a device without float64 keeps momentum in float32. A state dict of
@@ -137,7 +142,6 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     variance: str
     activation: str | None
     inplace: bool
-    process_group: str | None
     view_mean_sum: Tensor | None
     view_var_sum: Tensor | None
     view_count: Tensor | None
@@ -184,7 +188,8 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         self.variance = options.variance
         self.activation = options.activation
         self.inplace = options.inplace
-        self.process_group = options.process_group
+        # By name: a group itself could be neither copied nor pickled.
+        self._process_group: str | None = options.process_group
         self._initial_momentum = options.momentum
         # Where the layer does not track, these are all the schedule that there is.
         self._untracked_momentum = options.momentum
@@ -272,6 +277,15 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     def total_iters(self, value: int) -> None:
         self._total_iters = checked_total_iters(value)
 
+    @property
+    def process_group(self) -> str | None:
+        """Name of the process group whose values make the batch statistics. Configuration, not state."""
+        return self._process_group
+
+    @process_group.setter
+    def process_group(self, value: Any) -> None:
+        self._process_group = as_group_name(value)
+
     def momentum_cosine_decay(self) -> None:
         """Adds 1 to ``cur_iter`` and gives ``momentum`` the value that the schedule has there.
 
@@ -346,6 +360,12 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             tracks = self.track_running_stats and running_mean is not None
             if not tracks:
                 self._check_fits(x, residual)
+            # In evaluation a batch that normalises itself does so by itself.
+            group = self._process_group if self.training else None
+            gathered = None
+            if group is not None and torch.compiler.is_compiling():
+                gathered = _all_gathered(_batch_statistics(x), group)
+                group = None
             train = _forward_train_ if may_overwrite else _forward_train
             out = train(
                 x,
@@ -370,6 +390,8 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
                 self.schedule,
                 self.variance,
                 self.activation,
+                group,
+                gathered,
             )
             return x if may_overwrite else out[0]
 
@@ -538,6 +560,17 @@ def checked_total_iters(value: Any) -> int:
     options = Options(total_iters=value)
     options.check(num_features=0, eps=1e-5)
     return options.total_iters
+
+
+def _all_gathered(values: Tensor, group: str) -> Tensor:
+    """``values`` (size) of all ranks of a group, (ranks, size), by an operator that compilers know for a collective.
+
+    They never change the order of two of these, which must be the same on all ranks.
+    """
+    ranks = torch.distributed.distributed_c10d._get_group_size_by_name(group)  # type: ignore[arg-type]
+    collectives = torch.ops._c10d_functional
+    rows: Tensor = collectives.wait_tensor(collectives.all_gather_into_tensor(values, ranks, group))
+    return rows.view(ranks, -1)
 
 
 def _may_overwrite_input(weight: Tensor | None) -> bool:

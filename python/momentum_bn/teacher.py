@@ -37,7 +37,8 @@ class MomentumTeacher(torch.nn.Module):
     follows the same student, and a pickle has none (pass one to :meth:`update` then).
 
     Args:
-        student: the network to follow, without its predictor. It is copied once and never changed.
+        student: the network to follow, without its predictor. It is copied once and never changed. Of a
+            ``DistributedDataParallel`` the network inside is copied.
         total_iters: updates of both schedules, T; at least 1.
         param_momentum: weight of the teacher's own parameters in the first update, in [0, 1].
         **options: passed to :func:`momentum_bn.convert_momentum_batchnorm`.
@@ -120,9 +121,9 @@ class MomentumTeacher(torch.nn.Module):
         masters = self._masters()
         none_needed = self.updates.new_empty(0, dtype=torch.float32)
         _teacher_update_(
-            [parameter for _, parameter in named],
-            [masters.get(name, none_needed) for name, _ in named],
-            [parameter for _, parameter in theirs],
+            [_shard_of(parameter) for _, parameter in named],
+            [_shard_of(masters.get(name, none_needed)) for name, _ in named],
+            [_shard_of(parameter) for _, parameter in theirs],
             self.updates,
             self._total_iters,
             self._initial_param_momentum,
@@ -199,6 +200,8 @@ def _master_name(parameter_name: str) -> str:
 
 
 def _copy_of(student: torch.nn.Module) -> torch.nn.Module:
+    if isinstance(student, torch.nn.parallel.DistributedDataParallel):
+        student = student.module  # the teacher takes no gradient, so has nothing to be averaged
     # Process groups cannot be copied; the teacher's layers need none.
     groups = (getattr(layer, "process_group", None) for layer in student.modules())
     return copy.deepcopy(student, {id(group): group for group in groups if group is not None})
@@ -216,6 +219,21 @@ def _check_pairs(teacher: list[tuple[str, torch.nn.Parameter]], student: list[tu
                 f"student's parameter {their_name} must have the shape of the teacher's {our_name}, "
                 f"{list(ours.shape)} (got {list(theirs.shape)})"
             )
+        our_shard, their_shard = _shard_of(ours), _shard_of(theirs)
+        if (our_shard is not ours or their_shard is not theirs) and our_shard.shape != their_shard.shape:
+            raise ValueError(
+                f"student's parameter {their_name} must be sharded as the teacher's {our_name} (got a shard of "
+                f"{list(their_shard.shape)} for one of {list(our_shard.shape)}): use fully_shard(..., "
+                "reshard_after_forward=True) on both"
+            )
+
+
+def _shard_of(tensor: Tensor) -> Tensor:
+    """What this process has of a DTensor; any other tensor itself."""
+    if type(tensor) in (Tensor, torch.nn.Parameter) or not hasattr(tensor, "to_local"):
+        return tensor
+    shard: Tensor = tensor.to_local()
+    return shard
 
 
 def _moved(before: Tensor, after: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 #include "ops/checks.h"
 #include "ops/composite/formulas.h"
+#include "ops/group.h"
 #include "ops/ops.h"
 
 #include <ATen/ops/empty.h>
@@ -37,8 +38,7 @@ void check_options(const MomentumBatchNormOptions& options) {
   check_momentum(options.momentum());
   check_total_iters(options.total_iters());
   check_views_per_update(options.views_per_update());
-  TORCH_CHECK_NOT_IMPLEMENTED(!options.process_group(),
-                              "process_group: statistics over several processes are not implemented yet, use None");
+  if (options.process_group()) check_process_group(*options.process_group());
 }
 
 at::ScalarType schedule_type(std::optional<c10::Device> device) {
@@ -146,7 +146,9 @@ at::Tensor MomentumBatchNormLayer::forward_checked(const at::Tensor& x, const at
   check_input(x, residual);
   check_channels(x, options.num_features());
   const auto activation = to_word(options.activation());
-  const ops::MaybeWord word = activation ? ops::MaybeWord(*activation) : std::nullopt;
+  const auto word = ops::word_of(activation);
+  // In evaluation a batch that normalises itself does so by itself.
+  const auto group = training ? ops::word_of(options.process_group()) : std::nullopt;
   const bool x_needed_again = at::GradMode::is_enabled() && weight.defined() && weight.requires_grad();
   const bool overwrite = options.inplace() && !x_needed_again;
 
@@ -159,12 +161,13 @@ at::Tensor MomentumBatchNormLayer::forward_checked(const at::Tensor& x, const at
     if (overwrite) {
       at::Tensor y = x;
       ops::forward_train_(y, residual, weight, bias, state, options.eps(), options.total_iters(),
-                          options.views_per_update(), to_word(options.schedule()), to_word(options.variance()), word);
+                          options.views_per_update(), to_word(options.schedule()), to_word(options.variance()), word,
+                          group, std::nullopt);
       return y;
     }
     return std::get<0>(ops::forward_train(x, residual, weight, bias, state, options.eps(), options.total_iters(),
                                           options.views_per_update(), to_word(options.schedule()),
-                                          to_word(options.variance()), word));
+                                          to_word(options.variance()), word, group, std::nullopt));
   }
   if (overwrite) {
     at::Tensor y = x;
@@ -213,6 +216,7 @@ void MomentumBatchNormLayer::pretty_print_as(std::ostream& stream, const char* n
          << ", schedule=" << to_word(options.schedule()) << ", variance=" << to_word(options.variance());
   if (const auto word = to_word(options.activation())) stream << ", activation=" << *word;
   if (options.inplace()) stream << ", inplace=true";
+  if (options.process_group()) stream << ", process_group=" << *options.process_group();
   stream << ")";
 }
 

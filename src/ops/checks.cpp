@@ -65,6 +65,11 @@ void check_batch_statistics(const at::Tensor& x) {
                     "Expected more than 1 value per channel when training, got input size ", x.sym_sizes());
 }
 
+void check_group_statistics(const at::Tensor& x, double values_per_channel) {
+  TORCH_CHECK_VALUE(values_per_channel != 1, "Expected more than 1 value per channel when training, got input size ",
+                    x.sym_sizes(), ", and 1 value per channel in the whole process group");
+}
+
 void check_pairs(at::TensorList teacher, at::TensorList master, at::TensorList student) {
   TORCH_CHECK_VALUE(master.size() == teacher.size() && student.size() == teacher.size(), "expected ", teacher.size(),
                     " masters and student parameters, as many as the teacher has (got ", master.size(), " and ",

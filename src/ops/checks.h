@@ -26,6 +26,8 @@ void check_channels(const at::Tensor& x, int64_t num_features);
 void check_parameter(const at::Tensor& x, const at::Tensor& parameter, const char* name);
 /// A batch that normalises itself has more than one value per channel.
 void check_batch_statistics(const at::Tensor& x);
+/// The same for all processes of a group together, x being this one's batch.
+void check_group_statistics(const at::Tensor& x, double values_per_channel);
 /// One master and one student parameter for each of the teacher's.
 void check_pairs(at::TensorList teacher, at::TensorList master, at::TensorList student);
 /// Recomputation inside a backward pass would update the state twice.

@@ -27,21 +27,24 @@ Config checked_config(double eps, int64_t total_iters, int64_t views_per_update,
                       std::string_view variance, std::optional<std::string_view> activation);
 
 /// What the batch variance (unbiased, over n values) is multiplied with before it normalises.
-inline double normalising_variance_factor(Variance variance, double n) {
+/// @tparam Count  double, or a tensor where only the device knows how many there are
+template <typename Count>
+Count normalising_variance_factor(Variance variance, const Count& n) {
   switch (variance) {
     case Variance::Published:
       return n / (n - 1);
     case Variance::Unbiased:
-      return 1;
+      break;
     case Variance::Biased:
       return (n - 1) / n;
   }
-  return 1;
+  return n / n;
 }
 
 /// What the mean of the views' batch variances is multiplied with before it enters the running variance.
-inline double running_variance_factor(Variance variance, double n) {
-  return variance == Variance::Published ? n / (n - 1) : 1;
+template <typename Count>
+Count running_variance_factor(Variance variance, const Count& n) {
+  return variance == Variance::Published ? n / (n - 1) : n / n;
 }
 
 }  // namespace momentum_bn

@@ -18,13 +18,16 @@ void check_affine(const at::Tensor& x, const ops::MaybeTensor& weight, const ops
 }  // namespace
 
 bool check_forward_train(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
-                         const ops::MaybeTensor& bias, const State& state) {
+                         const ops::MaybeTensor& bias, const State& state, bool has_others) {
   check_input(x, residual);
   state.check(x);
   check_affine(x, weight, bias);
-  if (x.sym_numel() == 0) return false;
-  check_batch_statistics(x);
-  if (state.tracks()) check_not_recomputing();
+  if (!has_others) {
+    if (x.sym_numel() == 0) return false;
+    check_batch_statistics(x);
+  }
+  // A collective in a backward pass, even without a state, could meet another one on another rank.
+  if (state.tracks() || has_others) check_not_recomputing();
   return true;
 }
 

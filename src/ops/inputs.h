@@ -9,9 +9,10 @@
 
 namespace momentum_bn {
 
-/// @return false where x is empty: there is nothing to compute and nothing to count
+/// @param has_others  other processes' values are counted, too: this one may have one per channel, or none
+/// @return false where x is empty and all there is: nothing to compute and nothing to count
 bool check_forward_train(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
-                         const ops::MaybeTensor& bias, const State& state);
+                         const ops::MaybeTensor& bias, const State& state, bool has_others);
 
 bool check_forward_functional(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
                               const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var,

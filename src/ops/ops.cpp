@@ -12,20 +12,34 @@ c10::TypedOperatorHandle<Signature> handle(const char* name) {
 
 }  // namespace
 
+at::Tensor batch_statistics(const at::Tensor& x) {
+  static const auto op = handle<BatchStatistics>("momentum_bn::_batch_statistics");
+  return op.call(x);
+}
+
+at::Tensor group_statistics(const at::Tensor& x, Word process_group) {
+  static const auto op = handle<GroupStatistics>("momentum_bn::_group_statistics");
+  return op.call(x, process_group);
+}
+
 std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const MaybeTensor& residual,
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   static const auto op = handle<ForwardTrain>("momentum_bn::_forward_train");
-  return op.call(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance, activation);
+  return op.call(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance, activation,
+                 process_group, group_statistics);
 }
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   static const auto op = handle<ForwardTrainInplace>("momentum_bn::_forward_train_");
-  return op.call(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance, activation);
+  return op.call(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance, activation,
+                 process_group, group_statistics);
 }
 
 void forward_eval_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias,

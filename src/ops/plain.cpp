@@ -2,6 +2,7 @@
 
 #include "ops/checks.h"
 #include "ops/config.h"
+#include "ops/group.h"
 #include "ops/inputs.h"
 #include "ops/ops.h"
 
@@ -42,6 +43,7 @@ TORCH_LIBRARY_IMPL(momentum_bn, FuncTorchBatched, m) {
 
 TORCH_LIBRARY_IMPL(momentum_bn, CatchAll, m) {
   m.impl("_check_options", check_options);
+  m.impl("_check_process_group", check_process_group);
   m.impl("_scheduled_momentum", scheduled_momentum);
   m.impl("_teacher_param_momentum", teacher_param_momentum);
   m.impl("_show_config", [] { return show_config(); });

@@ -37,10 +37,20 @@ def kernels_test() -> Path:
     return built_program("kernels_test")
 
 
+@pytest.fixture(scope="session")
+def process_group_peer() -> Path:
+    """Operators in C++ for the tests of process groups."""
+    return _built("lib", "libprocess_group_peer.so")
+
+
 def built_program(name: str) -> Path:
     """One of the C++ tests' programs. MOMENTUM_BN_BUILD_DIR names the build folder, by default `build`."""
+    return _built("bin", name)
+
+
+def _built(folder: str, name: str) -> Path:
     build = Path(os.environ.get("MOMENTUM_BN_BUILD_DIR", REPOSITORY / "build"))
-    found = sorted(build.glob(f"**/bin/{name}"))
+    found = sorted(build.glob(f"**/{folder}/{name}"))
     if not found:
-        pytest.skip(f"no C++ tests built: {build}/bin/{name} is missing (build the C++ tests first)")
+        pytest.skip(f"no C++ tests built: {build}/{folder}/{name} is missing (build the C++ tests first)")
     return found[0]

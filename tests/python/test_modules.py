@@ -158,11 +158,6 @@ def test_momentum_cosine_decay_without_tracking():
     assert m.cur_iter == 1 and m.momentum == pytest.approx(cosine_schedule(1, 4), abs=1e-15)
 
 
-def test_process_group_is_not_there_yet():
-    with pytest.raises(NotImplementedError, match="process_group"):
-        momentum_bn.MomentumBatchNorm2d(3, process_group="world")
-
-
 def test_set_total_iters_reaches_every_layer():
     net = nn.Sequential(
         momentum_bn.MomentumBatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3), momentum_bn.MomentumBatchNorm2d(3))

@@ -437,8 +437,11 @@ class ColumnsForward {
   ColumnsForward(const ColumnPlan& plan, const ForwardArgs& args)
       : plan_(plan), args_(args), count_(static_cast<double>(plan.shape.values_per_channel())) {}
 
+  /// mean and m2, nothing else.
+  void statistics() const { plan_.blocks > 1 ? run_blocks(true, false) : statistics_of_segments(); }
+
   void run(bool with_statistics) const {
-    if (plan_.blocks > 1) return run_blocks(with_statistics);
+    if (plan_.blocks > 1) return run_blocks(with_statistics, true);
     if (with_statistics) statistics_of_segments();
     normalize_segments();
   }
@@ -446,7 +449,7 @@ class ColumnsForward {
  private:
   const T* x() const { return static_cast<const T*>(args_.x); }
 
-  void run_blocks(bool with_statistics) const {
+  void run_blocks(bool with_statistics, bool normalizes) const {
     parallel(args_.parallel_for, plan_.blocks, plan_.shape.values(), [&](int64_t begin, int64_t end) {
       const int64_t channels = with_statistics ? plan_.channels_per_block : 0;
       TileTotals<T> tile_totals(plan_, x(), channels);
@@ -465,7 +468,7 @@ class ColumnsForward {
           }
           finish(tile, totals, shifts.get());
         }
-        Normalizer(plan_, args_, tile).run(tile);
+        if (normalizes) Normalizer(plan_, args_, tile).run(tile);
       }
       if constexpr (kStream) streaming_done();
     });
@@ -573,6 +576,12 @@ void columns_forward(const ForwardArgs& args, bool with_statistics) {
       ColumnsForward<T, residual(), relu(), streams() && kStreams<T>>(plan, args).run(with_statistics);
     });
   });
+}
+
+template <typename T>
+void columns_statistics(const ForwardArgs& args) {
+  const ColumnPlan plan(args.shape, sizeof(T));
+  ColumnsForward<T, false, false, false>(plan, args).statistics();
 }
 
 /// Writes dx and dresidual of a tile and sums g and g * (x - center) of its channels.

@@ -42,6 +42,15 @@ void normalize(const ForwardArgs& args) {
   });
 }
 
+void statistics(const ForwardArgs& args) {
+  ForwardArgs unblended = args;
+  unblended.blend = [](void*, int64_t, int64_t) {};
+  for_type(args, [&](auto value) {
+    using T = decltype(value);
+    by_planes(args.shape) ? planes_statistics<T>(unblended) : columns_statistics<T>(unblended);
+  });
+}
+
 void backward(const BackwardArgs& args) {
   for_type(args, [&](auto value) {
     using T = decltype(value);
@@ -60,8 +69,8 @@ void blend(const BlendArgs& args, int64_t begin, int64_t end) {
 #define MOMENTUM_BN_TABLE(capability) MOMENTUM_BN_CONCATENATE(table_, capability)
 const KernelTable& MOMENTUM_BN_TABLE(CPU_CAPABILITY)();
 const KernelTable& MOMENTUM_BN_TABLE(CPU_CAPABILITY)() {
-  static constexpr KernelTable kTable = {CPU_CAPABILITY::forward, CPU_CAPABILITY::normalize, CPU_CAPABILITY::backward,
-                                         CPU_CAPABILITY::blend};
+  static constexpr KernelTable kTable = {CPU_CAPABILITY::forward, CPU_CAPABILITY::normalize,
+                                         CPU_CAPABILITY::statistics, CPU_CAPABILITY::backward, CPU_CAPABILITY::blend};
   return kTable;
 }
 

@@ -106,6 +106,8 @@ struct KernelTable {
   void (*forward)(const ForwardArgs&);
   /// Normalise with the center, scale and shift given.
   void (*normalize)(const ForwardArgs&);
+  /// mean and m2 alone, of x: nothing else is read or written, nor blended.
+  void (*statistics)(const ForwardArgs&);
   void (*backward)(const BackwardArgs&);
   /// For channels [begin, end).
   void (*blend)(const BlendArgs&, int64_t begin, int64_t end);

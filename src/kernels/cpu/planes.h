@@ -148,8 +148,11 @@ class PlanesForward {
  public:
   PlanesForward(const ForwardArgs& args, const PlanePieces& pieces) : args_(args), pieces_(pieces) {}
 
+  /// mean and m2, nothing else.
+  void statistics() const { pieces_.segments() == 1 ? run_channels(true, false) : statistics_of_segments(); }
+
   void run(bool with_statistics) const {
-    if (pieces_.segments() == 1) return run_channels(with_statistics);
+    if (pieces_.segments() == 1) return run_channels(with_statistics, true);
     if (with_statistics) statistics_of_segments();
     parallel_segments([&](int64_t task) { normalize(task / pieces_.segments(), 1, task % pieces_.segments()); });
   }
@@ -189,20 +192,20 @@ class PlanesForward {
   }
 
   /// Whole channels.
-  void run_channels(bool with_statistics) const {
+  void run_channels(bool with_statistics, bool normalizes) const {
     parallel(args_.parallel_for, args_.shape.channels, args_.shape.values(), [&](int64_t begin, int64_t end) {
-      // Without statistics values are read once, so in the order of memory: all channels of an image after each other.
-      const int64_t group = with_statistics ? pieces_.group() : end - begin;
+      // Where nothing is read twice, in the order of memory: all channels of an image after each other.
+      const int64_t group = with_statistics && normalizes ? pieces_.group() : end - begin;
       for (int64_t channel = begin; channel < end; channel += group) {
         const int64_t count = std::min(group, end - channel);
-        if (with_statistics) statistics(channel, count);
-        normalize(channel, count, 0);
+        if (with_statistics) statistics_of_channels(channel, count);
+        if (normalizes) normalize(channel, count, 0);
       }
       if constexpr (kStream) streaming_done();
     });
   }
 
-  void statistics(int64_t first, int64_t count) const {
+  void statistics_of_channels(int64_t first, int64_t count) const {
     std::vector<RunSums<T>> sums;
     for (int64_t k = 0; k < count; ++k) sums.push_back(segment(first + k, 0).sums());
     add_pieces<T>(pieces_, 0, pieces_.segment_begin(1), channel_of_x(first), sums);
@@ -252,6 +255,12 @@ void planes_forward(const ForwardArgs& args, bool with_statistics) {
       PlanesForward<T, residual(), relu(), streams() && kStreams<T>>(args, pieces).run(with_statistics);
     });
   });
+}
+
+template <typename T>
+void planes_statistics(const ForwardArgs& args) {
+  const PlanePieces pieces(args.shape, sizeof(T));
+  PlanesForward<T, false, false, false>(args, pieces).statistics();
 }
 
 template <typename T, bool kMask, bool kInput, bool kStream>

@@ -18,6 +18,7 @@ namespace {
 using ops::MaybeTensor;
 using ops::MaybeWord;
 using ops::Word;
+using ops::word_of;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
@@ -64,8 +65,8 @@ struct TrainArguments {
   std::string schedule;
   std::string variance;
   std::optional<std::string> activation;
-
-  MaybeWord activation_word() const { return activation ? MaybeWord(*activation) : std::nullopt; }
+  std::optional<std::string> process_group;
+  MaybeTensor group_statistics;
 };
 
 /// Which of a node's optional inputs it was given. An absent one has no edge, so shifts those behind it.
@@ -135,9 +136,9 @@ variable_list gradients(AutogradContext* ctx, const at::Tensor& dy) {
   const bool bias = inputs.next_needs_gradient();
   // Without an activation the residual's gradient is dy itself; this second reference keeps it from being overwritten.
   const at::Tensor g = residual && !activation ? dy : at::Tensor();
-  auto [dx, dweight, dbias, dresidual] = normalization_gradients(
-      dy, tensors[0], tensors[1], tensors[2], tensors[3], activation ? MaybeWord(*activation) : std::nullopt,
-      {ctx->needs_input_grad(0), weight, bias, residual && activation.has_value()});
+  auto [dx, dweight, dbias, dresidual] =
+      normalization_gradients(dy, tensors[0], tensors[1], tensors[2], tensors[3], word_of(activation),
+                              {ctx->needs_input_grad(0), weight, bias, residual && activation.has_value()});
   if (g.defined()) dresidual = g;
   return {dx, dresidual, dweight, dbias};
 }
@@ -146,9 +147,10 @@ struct TrainNode : Function<TrainNode> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const MaybeTensor& residual,
                                const MaybeTensor& weight, const MaybeTensor& bias, const TrainArguments& arguments) {
     at::AutoDispatchBelowAutograd below;
-    auto [y, saved] = ops::forward_train(x, residual, weight, bias, arguments.state.tensors(), arguments.eps,
-                                         arguments.total_iters, arguments.views_per_update, arguments.schedule,
-                                         arguments.variance, arguments.activation_word());
+    auto [y, saved] =
+        ops::forward_train(x, residual, weight, bias, arguments.state.tensors(), arguments.eps, arguments.total_iters,
+                           arguments.views_per_update, arguments.schedule, arguments.variance,
+                           word_of(arguments.activation), word_of(arguments.process_group), arguments.group_statistics);
     save_for_backward(ctx, x, y, residual, weight, bias, saved, arguments.activation);
     ctx->mark_non_differentiable({saved});
     return {y, saved};
@@ -172,7 +174,8 @@ struct TrainInplaceNode : Function<TrainInplaceNode> {
     at::AutoDispatchBelowAutograd below;
     const auto saved = ops::forward_train_(x, residual, weight, bias, arguments.state.tensors(), arguments.eps,
                                            arguments.total_iters, arguments.views_per_update, arguments.schedule,
-                                           arguments.variance, arguments.activation_word());
+                                           arguments.variance, word_of(arguments.activation),
+                                           word_of(arguments.process_group), arguments.group_statistics);
     ctx->mark_dirty({x});
     save_for_backward(ctx, x, x, residual, weight, bias, saved, arguments.activation);
     *result.saved = saved;
@@ -192,8 +195,7 @@ struct EvalInplaceNode : Function<EvalInplaceNode> {
                             const MaybeTensor& bias, const State& running, double eps,
                             const std::optional<std::string>& activation) {
     at::AutoDispatchBelowAutograd below;
-    ops::forward_eval_(x, residual, weight, bias, running.running_mean, running.running_var, eps,
-                       activation ? MaybeWord(*activation) : std::nullopt);
+    ops::forward_eval_(x, residual, weight, bias, running.running_mean, running.running_var, eps, word_of(activation));
     ctx->mark_dirty({x});
     ctx->save_for_backward(
         {activation ? x : at::Tensor(), tensor_or_none(weight), running.running_mean, running.running_var});
@@ -252,30 +254,34 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
     return composite::train_forward(x, residual, weight, bias, State::of(state),
-                                    checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
+                                    checked_config(eps, total_iters, views_per_update, schedule, variance, activation),
+                                    {process_group, group_statistics});
   }
   if (!records(x, {&residual, &weight, &bias})) {
     at::AutoDispatchBelowAutograd below;
     return ops::forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
-                              activation);
+                              activation, process_group, group_statistics);
   }
-  const auto outputs =
-      TrainNode::apply(x, residual, weight, bias,
-                       TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule),
-                                      std::string(variance), owned(activation)});
+  const auto outputs = TrainNode::apply(
+      x, residual, weight, bias,
+      TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule), std::string(variance),
+                     owned(activation), owned(process_group), group_statistics});
   return {outputs[0], outputs[1]};
 }
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   if (needs_composite(x, {&residual, &weight, &bias})) {
     auto [y, saved] =
         composite::train_forward(x, residual, weight, bias, State::of(state),
-                                 checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
+                                 checked_config(eps, total_iters, views_per_update, schedule, variance, activation),
+                                 {process_group, group_statistics});
     x.copy_(y);
     return saved;
   }
@@ -284,13 +290,14 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   if (!records_graph) {
     at::AutoDispatchBelowAutograd below;
     return ops::forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
-                               activation);
+                               activation, process_group, group_statistics);
   }
   at::Tensor saved;
-  TrainInplaceNode::apply(x, residual, weight, bias,
-                          TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule),
-                                         std::string(variance), owned(activation)},
-                          SavedResult{&saved});
+  TrainInplaceNode::apply(
+      x, residual, weight, bias,
+      TrainArguments{State::of(state), eps, total_iters, views_per_update, std::string(schedule), std::string(variance),
+                     owned(activation), owned(process_group), group_statistics},
+      SavedResult{&saved});
   return saved;
 }
 
@@ -361,6 +368,8 @@ TORCH_LIBRARY_IMPL(momentum_bn, Autograd, m) {
   m.impl("_forward_functional", forward_functional);
   m.impl("_backward", backward);
   m.impl("_backward_", backward_);
+  m.impl("_batch_statistics", torch::CppFunction::makeFallthrough());
+  m.impl("_group_statistics", torch::CppFunction::makeFallthrough());
   m.impl("_check_input", torch::CppFunction::makeFallthrough());
   m.impl("_check_parameters", torch::CppFunction::makeFallthrough());
   m.impl("_advance_schedule_", torch::CppFunction::makeFallthrough());

@@ -24,20 +24,22 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   at::AutoDispatchBelowADInplaceOrView below;
   auto result = ops::forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
-                                   variance, activation);
+                                   variance, activation, process_group, group_statistics);
   increment_versions(state);
   return result;
 }
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   at::AutoDispatchBelowADInplaceOrView below;
   auto saved = ops::forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
-                                   variance, activation);
+                                   variance, activation, process_group, group_statistics);
   increment_version(x);
   increment_versions(state);
   return saved;

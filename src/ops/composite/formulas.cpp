@@ -1,5 +1,6 @@
 #include "ops/composite/formulas.h"
 
+#include "ops/checks.h"
 #include "ops/inputs.h"
 
 #include <ATen/ATen.h>
@@ -40,35 +41,65 @@ at::Tensor output_like(const at::Tensor& values, const at::Tensor& x) {
   return at::functorch::isBatchedTensor(cast) ? cast : cast.contiguous(x.suggest_memory_format());
 }
 
-/// The dtype of statistics that are blended: float64 where the device has it.
-at::ScalarType blend_type(const at::Tensor& x) { return x.device().is_mps() ? at::kFloat : at::kDouble; }
+/// Batch mean (in two parts: the value and what it lost to rounding) and sum of squared deviations, (C) each, detached.
+struct Moments {
+  at::Tensor mean;
+  at::Tensor mean_rest;
+  at::Tensor m2;
+};
 
-}  // namespace
+/// The same with the unbiased batch variance, and the number n of values per channel.
+/// @tparam Count  double, or at::Tensor: 0-d on x's device
+template <typename Count>
+struct BatchStatistics {
+  at::Tensor mean;
+  at::Tensor mean_rest;
+  at::Tensor var;
+  Count n;
+};
 
-at::ScalarType accumulate_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
-
+/// Number of values per channel; NaN without channels.
 double values_per_channel(const at::Tensor& x) {
   const int64_t values = x.sym_numel().guard_int(__FILE__, __LINE__);
   return static_cast<double>(values) / static_cast<double>(x.sym_size(1).guard_int(__FILE__, __LINE__));
 }
 
-BatchStatistics batch_statistics(const at::Tensor& x) {
+Moments moments(const at::Tensor& x) {
   const auto values = x.detach().to(accumulate_type(x.scalar_type()));
   const auto dimensions = reduced_dimensions(x);
-  const double n = values_per_channel(x);
   // The mean, then the mean of what is left: exact also where the mean is far larger than the deviation.
   const auto mean = values.mean(dimensions);
   const auto deviation = values - per_channel(mean, x);
   const auto rest = deviation.mean(dimensions);
-  const auto var = (deviation - per_channel(rest, x)).square().sum(dimensions) / (n - 1);
-  return {mean, rest, var};
+  return {mean, rest, (deviation - per_channel(rest, x)).square().sum(dimensions)};
 }
 
-at::Tensor blend(const at::Tensor& x, const BatchStatistics& batch, const at::Tensor& running_mean,
+BatchStatistics<double> batch_statistics(const at::Tensor& x) {
+  const double n = values_per_channel(x);
+  const auto [mean, rest, m2] = moments(x);
+  return {mean, rest, m2 / (n - 1), n};
+}
+
+/// Of all ranks: Chan, Golub, LeVeque 1979.
+/// @param all  (ranks, 2C + 1), see `_batch_statistics` in schemas.cpp
+BatchStatistics<at::Tensor> merged_statistics(const at::Tensor& all) {
+  const int64_t channels = (all.size(1) - 1) / 2;
+  const auto means = all.narrow(1, 0, channels);
+  const auto counts = all.narrow(1, 2 * channels, 1);
+  const auto n = counts.sum();
+  const auto mean = (means * (counts / n)).sum(0);
+  const auto m2 = (all.narrow(1, channels, channels) + counts * (means - mean).square()).sum(0);
+  return {mean, at::zeros_like(mean), m2 / (n - 1), n};
+}
+
+/// Rows mean, rest of the mean, 1 / std (see schemas.cpp) of [m * batch + (1 - m) * running], in x's accumulate type.
+/// @param momentum  0-d, or undefined: the batch alone
+template <typename Count>
+at::Tensor blend(const at::Tensor& x, const BatchStatistics<Count>& batch, const at::Tensor& running_mean,
                  const at::Tensor& running_var, const at::Tensor& momentum, double eps, Variance variance) {
   const auto type = blend_type(x);
   auto mean = batch.mean.to(type) + batch.mean_rest;
-  auto var = batch.var.to(type) * normalising_variance_factor(variance, values_per_channel(x));
+  auto var = batch.var.to(type) * normalising_variance_factor(variance, batch.n);
   if (momentum.defined()) {
     const auto m = momentum.to(type);
     mean = m * mean + (1 - m) * running_mean.detach().to(type);
@@ -77,6 +108,63 @@ at::Tensor blend(const at::Tensor& x, const BatchStatistics& batch, const at::Te
   const auto accumulate = accumulate_type(x.scalar_type());
   const auto rounded = mean.to(accumulate);
   return at::stack({rounded, (mean - rounded).to(accumulate), (var + eps).rsqrt().to(accumulate)});
+}
+
+/// The weight of the batch now: a 0-d tensor on the state's device; undefined where the layer does not track.
+at::Tensor current_momentum(const State& state) {
+  if (!state.tracks()) return {};
+  return at::where(state.momentum < 0, 1.0 / (state.cur_iter + 1).to(state.momentum.scalar_type()), state.momentum);
+}
+
+/// Takes the batch into the state, without waiting for the device.
+template <typename Count>
+void update_state(State& state, const BatchStatistics<Count>& batch, const Config& config) {
+  if (!state.tracks()) return;
+  const auto m = current_momentum(state);
+  state.num_batches_tracked.add_(1);
+  state.view_mean_sum.add_(batch.mean + batch.mean_rest);
+  state.view_var_sum.add_(batch.var);
+  state.view_count.add_(1);
+
+  const auto complete = state.view_count >= config.views_per_update;
+  const auto updated = [&](const at::Tensor& running, const at::Tensor& mean_of_views) {
+    const auto type = blend_type(running);
+    return at::where(complete, m * mean_of_views + (1 - m) * running.to(type), running.to(type));
+  };
+  const auto of_views = [&](const at::Tensor& sum) { return sum.to(blend_type(sum)) / state.view_count; };
+  const auto factor = running_variance_factor(config.variance, batch.n);
+  state.running_mean.copy_(updated(state.running_mean, of_views(state.view_mean_sum)));
+  state.running_var.copy_(updated(state.running_var, of_views(state.view_var_sum) * factor));
+  state.view_mean_sum.masked_fill_(complete, 0);
+  state.view_var_sum.masked_fill_(complete, 0);
+  state.view_count.masked_fill_(complete, 0);
+  advance_schedule(state.cur_iter, state.momentum, config.total_iters, config.schedule, complete);
+}
+
+/// A training forward whose checks are done; `state` takes no gradient.
+template <typename Count>
+std::tuple<at::Tensor, at::Tensor> normalize_and_update(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                                                        const std::optional<at::Tensor>& weight,
+                                                        const std::optional<at::Tensor>& bias, State& state,
+                                                        const Config& config, const BatchStatistics<Count>& batch) {
+  const auto saved =
+      blend(x, batch, state.running_mean, state.running_var, current_momentum(state), config.eps, config.variance);
+  update_state(state, batch, config);
+  return {normalize(x, saved, weight, bias, residual, config.activation), saved};
+}
+
+}  // namespace
+
+at::ScalarType accumulate_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+at::ScalarType blend_type(const at::Tensor& x) { return x.device().is_mps() ? at::kFloat : at::kDouble; }
+
+at::Tensor packed_statistics(const at::Tensor& x) {
+  check_input(x, std::nullopt);
+  const auto options = x.options().dtype(blend_type(x));
+  if (x.numel() == 0) return at::zeros({2 * x.size(1) + 1}, options);
+  const auto [mean, rest, m2] = moments(x);
+  return at::cat({mean.to(options) + rest, m2.to(options), at::full({1}, values_per_channel(x), options)});
 }
 
 at::Tensor evaluate(const at::Tensor& x, const std::optional<at::Tensor>& residual,
@@ -130,14 +218,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalize_backward(
 std::tuple<at::Tensor, at::Tensor> train_forward(const at::Tensor& x, const std::optional<at::Tensor>& residual,
                                                  const std::optional<at::Tensor>& weight,
                                                  const std::optional<at::Tensor>& bias, State state,
-                                                 const Config& config) {
-  if (!check_forward_train(x, residual, weight, bias, state)) return {x.clone(), zero_saved(x)};
+                                                 const Config& config, const Group& group) {
+  if (!check_forward_train(x, residual, weight, bias, state, group.has_others())) return {x.clone(), zero_saved(x)};
   state = detached(state);
-  const auto batch = batch_statistics(x);
-  const auto saved =
-      blend(x, batch, state.running_mean, state.running_var, current_momentum(state), config.eps, config.variance);
-  update_state(state, batch, values_per_channel(x), config);
-  return {normalize(x, saved, weight, bias, residual, config.activation), saved};
+  if (!group.has_others()) {
+    return normalize_and_update(x, residual, weight, bias, state, config, batch_statistics(x));
+  }
+  const auto batch = merged_statistics(group.statistics(x.detach()));
+  if (!(values_per_channel(x) >= 2)) {
+    const auto n = batch.n.item<double>();
+    if (n == 0) return {x.clone(), zero_saved(x)};
+    check_group_statistics(x, n);
+  }
+  return normalize_and_update(x, residual, weight, bias, state, config, batch);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> functional_forward(
@@ -157,11 +250,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> functional_forward(
           saved};
 }
 
-at::Tensor current_momentum(const State& state) {
-  if (!state.tracks()) return {};
-  return at::where(state.momentum < 0, 1.0 / (state.cur_iter + 1).to(state.momentum.scalar_type()), state.momentum);
-}
-
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule,
                       const at::Tensor& where) {
   const auto moved = where.defined() ? where : at::ones_like(cur_iter, at::kBool);
@@ -170,28 +258,6 @@ void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_
   const auto progress = cur_iter.clamp_max(total_iters).to(momentum.scalar_type()) / total_iters;
   const auto scheduled = ((progress * M_PI).cos() + 1) * 0.5;
   momentum.copy_(at::where(moved.logical_and(momentum >= 0), scheduled, momentum));
-}
-
-void update_state(State& state, const BatchStatistics& batch, double n, const Config& config) {
-  if (!state.tracks()) return;
-  const auto m = current_momentum(state);
-  state.num_batches_tracked.add_(1);
-  state.view_mean_sum.add_(batch.mean + batch.mean_rest);
-  state.view_var_sum.add_(batch.var);
-  state.view_count.add_(1);
-
-  const auto complete = state.view_count >= config.views_per_update;
-  const auto updated = [&](const at::Tensor& running, const at::Tensor& sum, double factor) {
-    const auto type = blend_type(running);
-    const auto mean_of_views = sum.to(type) / state.view_count * factor;
-    return at::where(complete, m * mean_of_views + (1 - m) * running.to(type), running.to(type));
-  };
-  state.running_mean.copy_(updated(state.running_mean, state.view_mean_sum, 1));
-  state.running_var.copy_(updated(state.running_var, state.view_var_sum, running_variance_factor(config.variance, n)));
-  state.view_mean_sum.masked_fill_(complete, 0);
-  state.view_var_sum.masked_fill_(complete, 0);
-  state.view_count.masked_fill_(complete, 0);
-  advance_schedule(state.cur_iter, state.momentum, config.total_iters, config.schedule, complete);
 }
 
 }  // namespace momentum_bn::composite

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "ops/config.h"
+#include "ops/group.h"
 #include "ops/state.h"
 
 #include <ATen/core/Tensor.h>
@@ -13,25 +14,14 @@
 
 namespace momentum_bn::composite {
 
-/// Batch mean (in two parts: the value and what it lost to rounding) and unbiased batch variance, (C) each, detached.
-struct BatchStatistics {
-  at::Tensor mean;
-  at::Tensor mean_rest;
-  at::Tensor var;
-};
-
 /// float64 for float64 input, else float32: the dtype in which values are normalised.
 at::ScalarType accumulate_type(at::ScalarType dtype);
 
-/// Number of values per channel.
-double values_per_channel(const at::Tensor& x);
+/// The dtype of statistics that are merged and blended: float64 where the device has it.
+at::ScalarType blend_type(const at::Tensor& x);
 
-BatchStatistics batch_statistics(const at::Tensor& x);
-
-/// Rows mean, rest of the mean, 1 / std (see schemas.cpp) of [m * batch + (1 - m) * running], in x's accumulate type.
-/// @param momentum  0-d, or undefined: the batch alone
-at::Tensor blend(const at::Tensor& x, const BatchStatistics& batch, const at::Tensor& running_mean,
-                 const at::Tensor& running_var, const at::Tensor& momentum, double eps, Variance variance);
+/// What a rank tells the others of its batch, which may be empty: see `_batch_statistics` in schemas.cpp. Detached.
+at::Tensor packed_statistics(const at::Tensor& x);
 
 /// activation(torch's BatchNorm with the running statistics + residual). An empty input gives an empty output.
 at::Tensor evaluate(const at::Tensor& x, const std::optional<at::Tensor>& residual,
@@ -50,10 +40,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalize_backward(
     std::array<bool, 4> output_mask);
 
 /// A layer's training forward: `y` and `saved`. The state takes the batch in; no gradient flows through statistics.
+/// In a group, a rank with two values per channel or more does not wait for the device; one with fewer must know
+/// whether the others have any.
 std::tuple<at::Tensor, at::Tensor> train_forward(const at::Tensor& x, const std::optional<at::Tensor>& residual,
                                                  const std::optional<at::Tensor>& weight,
                                                  const std::optional<at::Tensor>& bias, State state,
-                                                 const Config& config);
+                                                 const Config& config, const Group& group);
 
 /// The same as a pure function: y, batch mean, unbiased batch variance and `saved`.
 /// @param running_mean  absent: the batch alone
@@ -61,12 +53,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> functional_forward(
     const at::Tensor& x, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var, double momentum,
     double eps, Variance variance);
-
-/// The weight of the batch now: a 0-d tensor on the state's device; undefined where the layer does not track.
-at::Tensor current_momentum(const State& state);
-
-/// Takes the batch into the state, without waiting for the device.
-void update_state(State& state, const BatchStatistics& batch, double n, const Config& config);
 
 /// cur_iter += 1 and the momentum that belongs to it, wherever `where` (0-d bool, or undefined: everywhere).
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule,

@@ -21,17 +21,20 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   return train_forward(x, residual, weight, bias, State::of(state),
-                       checked_config(eps, total_iters, views_per_update, schedule, variance, activation));
+                       checked_config(eps, total_iters, views_per_update, schedule, variance, activation),
+                       {process_group, group_statistics});
 }
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   check_writable(x);
   auto [y, saved] = forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule,
-                                  variance, activation);
+                                  variance, activation, process_group, group_statistics);
   x.copy_(y);
   return saved;
 }
@@ -89,8 +92,11 @@ void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorLi
   updates.add_(1);
 }
 
-/// One state cannot take in many examples at once.
-void check_state_is_mapped(const at::Tensor& x, at::TensorList state) {
+/// One state cannot take in many examples at once, and a collective is not mapped.
+void check_can_be_mapped(const at::Tensor& x, at::TensorList state, bool in_group) {
+  TORCH_CHECK_VALUE(!in_group,
+                    "torch.func.vmap maps a training forward of Momentum BatchNorm with a process_group, whose "
+                    "collective cannot be mapped. Use process_group=None.");
   TORCH_CHECK_VALUE(
       state.empty() || !at::functorch::isBatchedTensor(x) || at::functorch::isBatchedTensor(state[0]),
       "torch.func.vmap maps a training forward of Momentum BatchNorm over its input, but not over its state, which all "
@@ -104,23 +110,33 @@ std::tuple<at::Tensor, at::Tensor> mapped_forward_train(const at::Tensor& x, con
                                                         const MaybeTensor& weight, const MaybeTensor& bias,
                                                         at::TensorList state, double eps, int64_t total_iters,
                                                         int64_t views_per_update, Word schedule, Word variance,
-                                                        MaybeWord activation) {
-  check_state_is_mapped(x, state);
+                                                        MaybeWord activation, MaybeWord process_group,
+                                                        const MaybeTensor& group_statistics) {
+  check_can_be_mapped(x, state, process_group || group_statistics);
   return forward_train(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
-                       activation);
+                       activation, process_group, group_statistics);
 }
 
 at::Tensor mapped_forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                                  const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                                 int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
-  check_state_is_mapped(x, state);
+                                 int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                                 MaybeWord process_group, const MaybeTensor& group_statistics) {
+  check_can_be_mapped(x, state, process_group || group_statistics);
   return forward_train_(x, residual, weight, bias, state, eps, total_iters, views_per_update, schedule, variance,
-                        activation);
+                        activation, process_group, group_statistics);
 }
+
+at::Tensor mapped_batch_statistics(const at::Tensor& x) {
+  check_can_be_mapped(x, {}, /*in_group=*/true);
+  return {};
+}
+
+at::Tensor mapped_group_statistics(const at::Tensor& x, Word /*process_group*/) { return mapped_batch_statistics(x); }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
+  m.impl("_batch_statistics", packed_statistics);
   m.impl("_forward_train", forward_train);
   m.impl("_forward_train_", forward_train_);
   m.impl("_forward_eval_", forward_eval_);
@@ -132,6 +148,8 @@ TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(momentum_bn, FuncTorchBatched, m) {
+  m.impl("_batch_statistics", mapped_batch_statistics);
+  m.impl("_group_statistics", mapped_group_statistics);
   m.impl("_forward_train", mapped_forward_train);
   m.impl("_forward_train_", mapped_forward_train_);
   m.impl("_forward_eval_", forward_eval_);

@@ -44,6 +44,10 @@ kernels::Type kernel_type(at::ScalarType dtype) {
   }
 }
 
+double values_per_channel(const at::Tensor& x) {
+  return static_cast<double>(x.numel()) / static_cast<double>(x.size(1));
+}
+
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule) {
   const int64_t next = ++*cur_iter.mutable_data_ptr<int64_t>();
   if (schedule == Schedule::Cosine && read_momentum(momentum) >= 0) {
@@ -88,15 +92,15 @@ Doubles::~Doubles() {
   kept().size = size_;
 }
 
-ChannelBlend::ChannelBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
-                           const at::Tensor& saved, double eps, Variance variance)
+ChannelBlend::ChannelBlend(const at::Tensor& x, double values_per_channel, const ops::MaybeTensor& weight,
+                           const ops::MaybeTensor& bias, const at::Tensor& saved, double eps, Variance variance)
     : accumulate_(saved.scalar_type()),
       weight_(weight, accumulate_),
       bias_(bias, accumulate_),
       numbers_(2 * x.size(1) + 3 * pitch(x.size(1))) {
   args_.type = kernel_type(accumulate_);
   args_.channels = x.size(1);
-  args_.values_per_channel = static_cast<double>(x.numel()) / static_cast<double>(x.size(1));
+  args_.values_per_channel = values_per_channel;
   args_.eps = eps;
   args_.momentum = 1;
   args_.normalising_factor = normalising_variance_factor(variance, args_.values_per_channel);
@@ -123,9 +127,11 @@ void ChannelBlend::attach(kernels::ForwardArgs& args) {
   };
 }
 
-StateBlend::StateBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
-                       const at::Tensor& saved, State& state, const Config& config)
-    : ChannelBlend(x, weight, bias, saved, config.eps, config.variance), state_(state), config_(config) {
+StateBlend::StateBlend(const at::Tensor& x, double values_per_channel, const ops::MaybeTensor& weight,
+                       const ops::MaybeTensor& bias, const at::Tensor& saved, State& state, const Config& config)
+    : ChannelBlend(x, values_per_channel, weight, bias, saved, config.eps, config.variance),
+      state_(state),
+      config_(config) {
   if (!state.tracks()) return;
   running_mean_ = ChannelArray(state.running_mean, accumulate_);
   running_var_ = ChannelArray(state.running_var, accumulate_);
@@ -156,7 +162,7 @@ FunctionalBlend::FunctionalBlend(const at::Tensor& x, const ops::MaybeTensor& we
                                  const at::Tensor& saved, const ops::MaybeTensor& running_mean,
                                  const ops::MaybeTensor& running_var, const FunctionalOptions& options,
                                  const at::Tensor& b_mean, const at::Tensor& b_var)
-    : ChannelBlend(x, weight, bias, saved, options.eps, options.variance),
+    : ChannelBlend(x, values_per_channel(x), weight, bias, saved, options.eps, options.variance),
       running_mean_(running_mean, accumulate_),
       running_var_(running_var, accumulate_) {
   args_.momentum = options.momentum;

@@ -15,6 +15,9 @@ namespace momentum_bn::cpu {
 
 kernels::Type kernel_type(at::ScalarType dtype);
 
+/// Of x alone.
+double values_per_channel(const at::Tensor& x);
+
 /// cur_iter += 1 and the momentum that belongs to it.
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule);
 
@@ -63,8 +66,9 @@ class Doubles {
 /// What all forward passes share: statistics in, coefficients out.
 class ChannelBlend {
  public:
-  ChannelBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
-               const at::Tensor& saved, double eps, Variance variance);
+  /// @param values_per_channel  of all that the statistics are taken over
+  ChannelBlend(const at::Tensor& x, double values_per_channel, const ops::MaybeTensor& weight,
+               const ops::MaybeTensor& bias, const at::Tensor& saved, double eps, Variance variance);
   ChannelBlend(const ChannelBlend&) = delete;
   ChannelBlend& operator=(const ChannelBlend&) = delete;
 
@@ -83,8 +87,8 @@ class ChannelBlend {
 /// Blends with the state and takes the batch into it.
 class StateBlend : public ChannelBlend {
  public:
-  StateBlend(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias, const at::Tensor& saved,
-             State& state, const Config& config);
+  StateBlend(const at::Tensor& x, double values_per_channel, const ops::MaybeTensor& weight,
+             const ops::MaybeTensor& bias, const at::Tensor& saved, State& state, const Config& config);
   /// Counts the forward; to be called once all channels are done.
   void finish();
 

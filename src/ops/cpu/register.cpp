@@ -6,7 +6,9 @@
 #include "ops/composite/formulas.h"
 #include "ops/cpu/blend.h"
 #include "ops/cpu/kept_memory.h"
+#include "ops/cpu/merged_statistics.h"
 #include "ops/cpu/parallel_for.h"
+#include "ops/group.h"
 #include "ops/inputs.h"
 #include "ops/ops.h"
 
@@ -27,6 +29,7 @@ using ops::Word;
 
 /// x's values as the kernels see them, where they lie densely in `format`.
 Shape shape_of(const at::Tensor& x, at::MemoryFormat format) {
+  if (x.numel() == 0) return {0, x.size(1), 1};
   const int64_t spatial = x.numel() / (x.size(0) * x.size(1));
   if (format == at::MemoryFormat::Contiguous) return {x.size(0), x.size(1), spatial};
   return {x.size(0) * spatial, x.size(1), 1};
@@ -48,24 +51,39 @@ struct Pass {
   const MaybeTensor& weight;
   const MaybeTensor& bias;
   bool relu;
+  const MergedStatistics* group = nullptr;  // or null: x normalises itself by itself
 };
+
+/// What all passes over x have. `dense_x` is x, dense in `format`, and must outlive the result.
+kernels::ForwardArgs args_of(const at::Tensor& dense_x, at::MemoryFormat format) {
+  kernels::ForwardArgs args = {};
+  args.type = kernel_type(dense_x.scalar_type());
+  args.shape = shape_of(dense_x, format);
+  args.x = dense_x.const_data_ptr();
+  args.parallel_for = parallel_for;
+  return args;
+}
+
+/// Normalises with statistics that are there already: x may be empty.
+void run_with_statistics(const MergedStatistics& group, const kernels::ForwardArgs& args) {
+  std::copy(group.mean.begin(), group.mean.end(), args.mean);
+  std::copy(group.m2.begin(), group.m2.end(), args.m2);
+  args.blend(args.blend_context, 0, args.shape.channels);
+  if (args.shape.values() > 0) kernels::table().normalize(args);
+}
 
 /// Runs the forward kernels on x into y, which is dense in `format` and may be x. warm: see FreshOutput.
 void run_forward(const at::Tensor& x, const at::Tensor& y, bool warm, at::MemoryFormat format, const Pass& pass,
                  ChannelBlend& blend) {
   const auto dense_x = x.contiguous(format);
   const auto residual = dense(pass.residual, format);
-  kernels::ForwardArgs args = {};
-  args.type = kernel_type(x.scalar_type());
-  args.shape = shape_of(x, format);
-  args.x = dense_x.const_data_ptr();
+  auto args = args_of(dense_x, format);
   args.residual = data_or_null(residual);
   args.y = y.data_ptr();
   args.relu = pass.relu;
   args.stream = warm;
-  args.parallel_for = parallel_for;
   blend.attach(args);
-  kernels::table().forward(args);
+  pass.group ? run_with_statistics(*pass.group, args) : kernels::table().forward(args);
 }
 
 /// Whether writing x value by value could change a value of the residual that is still to be read.
@@ -86,38 +104,77 @@ void run_forward_inplace(at::Tensor& x, const Pass& pass, ChannelBlend& blend) {
   x.copy_(y.tensor);
 }
 
-Pass pass_of(const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias, const Config& config) {
-  return {residual, weight, bias, config.activation == Activation::ReLU};
+/// What this process tells the others of its batch, which may be empty: see schemas.cpp.
+at::Tensor batch_statistics(const at::Tensor& x) {
+  check_input(x, std::nullopt);
+  const int64_t channels = x.size(1);
+  auto statistics = at::zeros({2 * channels + 1}, x.options().dtype(at::kDouble));
+  if (x.numel() == 0) return statistics;
+  const auto format = x.suggest_memory_format();
+  const auto dense_x = x.contiguous(format);
+  auto args = args_of(dense_x, format);
+  args.mean = statistics.mutable_data_ptr<double>();
+  args.m2 = args.mean + channels;
+  kernels::table().statistics(args);
+  args.m2[channels] = values_per_channel(x);
+  return statistics;
+}
+
+/// What a training forward pass normalises x by.
+struct TrainStatistics {
+  /// No value at all: nothing to compute and nothing to count.
+  bool empty;
+  double values_per_channel;
+  std::optional<MergedStatistics> group;
+
+  const MergedStatistics* group_or_null() const { return group ? &*group : nullptr; }
+};
+
+/// Checks the inputs, then asks the other processes of the group, if there is one.
+TrainStatistics train_statistics(const at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
+                                 const MaybeTensor& bias, const State& state, const Group& processes) {
+  const bool any = check_forward_train(x, residual, weight, bias, state, processes.has_others());
+  if (!processes.has_others()) return {!any, any ? values_per_channel(x) : 0, std::nullopt};
+  MergedStatistics group(processes.statistics(x));
+  check_group_statistics(x, group.count);
+  return {group.count == 0, group.count, std::move(group)};
+}
+
+Pass pass_of(const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias, const Config& config,
+             const TrainStatistics& statistics) {
+  return {residual, weight, bias, config.activation == Activation::ReLU, statistics.group_or_null()};
 }
 
 std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const MaybeTensor& residual,
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state_tensors, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
-  const bool any = check_forward_train(x, residual, weight, bias, state);
+  const auto statistics = train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
   const auto [y, warm] = fresh_output(x);
-  if (!any) return {y, zero_saved(x)};
+  if (statistics.empty) return {y, zero_saved(x)};
   auto saved = empty_saved(x);
-  StateBlend blend(x, weight, bias, saved, state, config);
-  run_forward(x, y, warm, x.suggest_memory_format(), pass_of(residual, weight, bias, config), blend);
+  StateBlend blend(x, statistics.values_per_channel, weight, bias, saved, state, config);
+  run_forward(x, y, warm, x.suggest_memory_format(), pass_of(residual, weight, bias, config, statistics), blend);
   blend.finish();
   return {y, saved};
 }
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state_tensors, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
-  const bool any = check_forward_train(x, residual, weight, bias, state);
   check_writable(x);
-  if (!any) return zero_saved(x);
+  const auto statistics = train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
+  if (statistics.empty) return zero_saved(x);
   auto saved = empty_saved(x);
-  StateBlend blend(x, weight, bias, saved, state, config);
-  run_forward_inplace(x, pass_of(residual, weight, bias, config), blend);
+  StateBlend blend(x, statistics.values_per_channel, weight, bias, saved, state, config);
+  run_forward_inplace(x, pass_of(residual, weight, bias, config, statistics), blend);
   blend.finish();
   return saved;
 }
@@ -224,6 +281,7 @@ void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorLi
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, CPU, m) {
+  m.impl("_batch_statistics", batch_statistics);
   m.impl("_forward_train", forward_train);
   m.impl("_forward_train_", forward_train_);
   m.impl("_forward_functional", forward_functional);

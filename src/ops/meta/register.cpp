@@ -2,6 +2,7 @@
 
 #include "ops/checks.h"
 #include "ops/composite/formulas.h"
+#include "ops/group.h"
 #include "ops/inputs.h"
 #include "ops/ops.h"
 
@@ -23,21 +24,33 @@ at::Tensor per_channel_like(const at::Tensor& x, at::ScalarType dtype) {
   return at::empty_symint({x.sym_size(1)}, x.options().dtype(dtype));
 }
 
+at::Tensor batch_statistics(const at::Tensor& x) {
+  check_input(x, std::nullopt);
+  return at::empty_symint({2 * x.sym_size(1) + 1}, x.options().dtype(composite::blend_type(x)));
+}
+
+at::Tensor group_statistics(const at::Tensor& x, Word process_group) {
+  const auto local = batch_statistics(x);
+  return at::empty_symint({ranks_of_process_group(process_group), local.sym_size(0)}, local.options());
+}
+
 std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const MaybeTensor& residual,
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state, double eps, int64_t total_iters,
                                                  int64_t views_per_update, Word schedule, Word variance,
-                                                 MaybeWord activation) {
+                                                 MaybeWord activation, MaybeWord process_group,
+                                                 const MaybeTensor& group_statistics) {
   checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
-  check_forward_train(x, residual, weight, bias, State::of(state));
+  check_forward_train(x, residual, weight, bias, State::of(state), process_group || group_statistics);
   return {empty_output(x), saved_like(x)};
 }
 
 at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                           const MaybeTensor& bias, at::TensorList state, double eps, int64_t total_iters,
-                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation) {
+                          int64_t views_per_update, Word schedule, Word variance, MaybeWord activation,
+                          MaybeWord process_group, const MaybeTensor& group_statistics) {
   checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
-  check_forward_train(x, residual, weight, bias, State::of(state));
+  check_forward_train(x, residual, weight, bias, State::of(state), process_group || group_statistics);
   return saved_like(x);
 }
 
@@ -91,6 +104,8 @@ void teacher_update_(at::TensorList /*teacher*/, at::TensorList /*master*/, at::
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, Meta, m) {
+  m.impl("_batch_statistics", batch_statistics);
+  m.impl("_group_statistics", group_statistics);
   m.impl("_forward_train", forward_train);
   m.impl("_forward_train_", forward_train_);
   m.impl("_forward_eval_", forward_eval_);

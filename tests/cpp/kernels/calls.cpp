@@ -131,6 +131,24 @@ ForwardResult run_forward(const KernelTable& table, const ForwardCall& call, con
           {state.center.values(), state.scale.values(), state.shift.values()}};
 }
 
+ForwardResult run_statistics(const KernelTable& table, const ForwardCall& call) {
+  Buffer x(call.type, call.x, call.offset);
+  const uint64_t x_before = x.checksum();
+  Buffer mean(Type::kDouble, call.shape.channels);
+  Buffer m2(Type::kDouble, call.shape.channels);
+  ForwardArgs args = {};
+  args.type = call.type;
+  args.shape = call.shape;
+  args.x = x.data();
+  args.mean = static_cast<double*>(mean.data());
+  args.m2 = static_cast<double*>(m2.data());
+  args.parallel_for = call.parallel_for;
+  table.statistics(args);
+  EXPECT_EQ(x.checksum(), x_before) << "x was changed";
+  for (const Buffer* of_channels : {&mean, &m2}) EXPECT_TRUE(of_channels->guards_are_intact());
+  return {{}, mean.values(), m2.values(), {}};
+}
+
 ForwardResult run_normalize(const KernelTable& table, const ForwardCall& call, const Coefficients& coefficients) {
   ForwardMemory memory(call);
   ChannelValues center(call.type, coefficients.center);

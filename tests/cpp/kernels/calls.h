@@ -42,6 +42,9 @@ struct ForwardResult {
 /// Expects that the blend is called once for each channel and that nothing but the outputs is written.
 ForwardResult run_forward(const KernelTable& table, const ForwardCall& call, const BlendRule& rule);
 
+/// Expects that nothing but mean and m2 is written, which are all there is in the result.
+ForwardResult run_statistics(const KernelTable& table, const ForwardCall& call);
+
 /// With the coefficients given; `mean` and `m2` of the result are empty.
 ForwardResult run_normalize(const KernelTable& table, const ForwardCall& call, const Coefficients& coefficients);
 

@@ -100,6 +100,21 @@ TEST_P(ForwardTest, NormalizeInEveryLayout) {
   }
 }
 
+/// Of a group of processes: the statistics alone, the same bits.
+TEST_P(ForwardTest, StatisticsAlone) {
+  auto shapes = layouts();
+  const auto more = sizes();
+  shapes.insert(shapes.end(), more.begin(), more.end());
+  for (const Shape& shape : shapes) {
+    const auto call = call_of(shape, 0.3);
+    SCOPED_TRACE(describe(call));
+    const auto alone = run_statistics(table(), call);
+    const auto with_the_rest = run_forward(table(), call, layer_rule(shape));
+    EXPECT_EQ(alone.mean, with_the_rest.mean);
+    EXPECT_EQ(alone.m2, with_the_rest.m2);
+  }
+}
+
 TEST_P(ForwardTest, EverySize) {
   int flags = 0;
   for (const Shape& shape : sizes()) {
