@@ -17,7 +17,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libjpeg62-turbo-dev libpng-dev libcli11-dev libxxhash-dev \
-  nlohmann-json3-dev libgtest-dev qemu-user g++-aarch64-linux-gnu dataset-fashion-mnist
+  nlohmann-json3-dev libgtest-dev qemu-user g++-aarch64-linux-gnu iproute2 dataset-fashion-mnist
 
 VENV_BIN := .venv/bin
 PIP_INSTALL := $(VENV_BIN)/python -m pip install -qq

@@ -4,8 +4,13 @@
     torchrun --nnodes ... --nproc-per-node ... -m benchmarks.distributed.collectives
 
 All calls of one number of ranks are interleaved in the same processes, one thread each. Where the network is known, its
---latency a and --bandwidth b hold the cost model against them: Gloo gathers in a ring, so all_gather of s bytes from
-each of R ranks is taken to need (R - 1) (a + s / b). tests/python/machines.py makes such a network.
+--latency a and --bandwidth b hold a model against them. Gloo passes messages around a ring, and sends one only after
+its receiver has said that it waits for it, which makes two latencies:
+
+    all_gather of s bytes from each of R ranks:    (R - 1) (2 a + s / b)
+    all_reduce of s bytes:                       2 (R - 1) (2 a + s / R / b)
+
+What a layer computes besides is taken from Momentum BatchNorm by itself. tests/python/machines.py makes such a network.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import momentum_bn
 
 from .. import allocators
 from ..machine import machine
-from .cost_model import Link, Ranks
+from .cost_model import Link, Ranks, gathered_bytes
 from .launch import on_ranks, under_torchrun
 from .sync_batchnorm import SyncBatchNorm, all_gather
 
@@ -41,7 +46,6 @@ ALONE = "Momentum BatchNorm"
 GROUP = "Momentum BatchNorm, process_group"
 SYNC = "SyncBatchNorm, emulated"
 GATHER = "all_gather of its statistics alone"
-MODEL = "model of this all_gather"
 
 Calls = dict[str, Callable[[], object]]
 
@@ -106,18 +110,30 @@ def median(record: dict[str, Any], call: str) -> float:
     return statistics.median(record["seconds"][call])
 
 
-def gathered_bytes(channels: int) -> int:
-    """Of each rank, for one layer with a group."""
-    return 8 * (2 * channels + 1)
+def gather_seconds(ranks: Ranks, size: float) -> float:
+    """Of an all_gather of ``size`` bytes from each rank, as Gloo does it."""
+    return (ranks.count - 1) * (2 * ranks.link.latency + size / ranks.link.bandwidth)
+
+
+def reduce_seconds(ranks: Ranks, size: float) -> float:
+    """Of an all_reduce of ``size`` bytes, as Gloo does it."""
+    return 2 * (ranks.count - 1) * (2 * ranks.link.latency + size / ranks.count / ranks.link.bandwidth)
+
+
+def predicted(record: dict[str, Any], link: Link) -> dict[str, float]:
+    """What the model says of some of the calls, in seconds."""
+    ranks, channels = Ranks(record["ranks"], link), record["channels"]
+    gather = gather_seconds(ranks, gathered_bytes(channels, 8))
+    sync = gather_seconds(ranks, gathered_bytes(channels, 4)) + reduce_seconds(ranks, 4 * 2 * channels)
+    return {
+        GATHER: gather,
+        f"{GROUP}, {FORWARD}": gather + median(record, f"{ALONE}, {FORWARD}"),
+        f"{SYNC}, {TRAINING}": sync + median(record, f"{ALONE}, {TRAINING}"),
+    }
 
 
 def _column(record: dict[str, Any]) -> str:
     return f"C = {record['channels']}, us"
-
-
-def ring_seconds(ranks: Ranks, size: int) -> float:
-    """Of an all_gather of ``size`` bytes from each rank, as Gloo does it."""
-    return (ranks.count - 1) * (ranks.link.latency + size / ranks.link.bandwidth)
 
 
 def report(records: list[dict[str, Any]], link: Link | None = None) -> str:
@@ -131,15 +147,10 @@ def report(records: list[dict[str, Any]], link: Link | None = None) -> str:
             figures = "".join(f"{median(record, call) * 1e6:16.0f}" for record in of_ranks)
             lines.append(f"  {call:<58}{count:>12}{figures}")
         if link is not None:
-            model = [ring_seconds(Ranks(ranks, link), gathered_bytes(record["channels"])) for record in of_ranks]
-            lines.append(f"  {MODEL:<70}" + "".join(f"{seconds * 1e6:16.0f}" for seconds in model))
-            # What the layer needs besides, it needs by itself, too.
-            predicted = [
-                seconds + median(record, f"{ALONE}, {FORWARD}") for record, seconds in zip(of_ranks, model, strict=True)
-            ]
-            for name, measured in ((GATHER, model), (f"{GROUP}, {FORWARD}", predicted)):
-                ratios = [median(r, name) / seconds for r, seconds in zip(of_ranks, measured, strict=True)]
-                lines.append(f"  {'measured / model: ' + name:<70}" + "".join(f"{ratio:16.2f}" for ratio in ratios))
+            models = [predicted(record, link) for record in of_ranks]
+            for call in models[0]:
+                ratios = "".join(f"{median(r, call) / m[call]:16.2f}" for r, m in zip(of_ranks, models, strict=True))
+                lines.append(f"  {f'measured / model: {call}':<70}{ratios}")
         lines.append("")
     return "\n".join(lines)
 

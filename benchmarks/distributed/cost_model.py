@@ -47,6 +47,11 @@ def all_reduce_seconds(ranks: Ranks, size: float) -> float:
     return 2 * (math.ceil(math.log2(ranks.count)) * ranks.link.latency + share / ranks.link.bandwidth)
 
 
+def gathered_bytes(channels: int, width: int) -> int:
+    """What a rank tells the others of its batch: two numbers per channel and one count, of ``width`` bytes each."""
+    return width * (2 * channels + 1)
+
+
 def resnet50_norm_channels() -> list[int]:
     """Of the 53 normalisations."""
     channels = [64]
@@ -71,7 +76,7 @@ VIEWS = 2
 def sync_batchnorm_step(ranks: Ranks, channels: Sequence[int]) -> Step:
     """torch's SyncBatchNorm in student and teacher: float32, an all_gather of mean, 1 / std and count in each forward,
     an all_reduce of two sums in the student's backward pass."""
-    gathered = [4 * (2 * c + 1) for c in channels]
+    gathered = [gathered_bytes(c, 4) for c in channels]
     reduced = [4 * 2 * c for c in channels]
     others = ranks.count - 1
     forwards = 2 * VIEWS
@@ -86,7 +91,7 @@ def sync_batchnorm_step(ranks: Ranks, channels: Sequence[int]) -> Step:
 def group_step(ranks: Ranks, channels: Sequence[int]) -> Step:
     """Momentum BatchNorm with a process_group in the teacher, the student by itself: float64, an all_gather of mean,
     sum of squares and count in each forward."""
-    gathered = [8 * (2 * c + 1) for c in channels]
+    gathered = [gathered_bytes(c, 8) for c in channels]
     return Step(
         VIEWS * len(channels),
         VIEWS * (ranks.count - 1) * sum(gathered),

@@ -21,6 +21,7 @@ README = (EXAMPLES / "README.md").read_text()
 COMMANDS = dict(re.findall(r"^\| \[[^]]*\]\(([^)]*)\) \|.*\| (?:`([^`]*)`|see below) \|$", README, re.MULTILINE))
 # What a recipe says last, after its own checks.
 LAST_LINES = {
+    "ddp_teacher.py": r"step +60  loss \d\.\d+",
     "lightning_resume.py": r"the same bits in all \d+ tensors of student, predictor and teacher",
     "flame_import.py": r"checkpoints .*",
     "teacher_to_batchnorm.py": r"convert_momentum_batchnorm: same outputs after loading a BatchNorm checkpoint.*",
