@@ -66,36 +66,49 @@ class PlanePieces {
   int64_t segments_;
 };
 
-/// Takes the pieces [begin, end) of neighbouring channels, of which the first begins at x, into their sums.
-template <typename T>
-void add_pieces(const PlanePieces& pieces, int64_t begin, int64_t end, const T* x, std::span<RunSums<T>> sums) {
+/// Goes through the pieces [begin, end), several at once: calls together(offsets, n) for as many values as all of
+/// kCount pieces have, and alone(offset, n) for what is left of one.
+template <size_t kCount, typename OnTogether, typename OnAlone>
+void for_pieces(const PlanePieces& pieces, int64_t begin, int64_t end, const OnTogether& together,
+                const OnAlone& alone) {
   int64_t i = begin;
-  for (; i + kTogether <= end; i += kTogether) {
-    Together<T> from;
-    std::array<int64_t, kTogether> n;
-    for (size_t r = 0; r < kTogether; ++r) {
+  for (; i + static_cast<int64_t>(kCount) <= end; i += static_cast<int64_t>(kCount)) {
+    std::array<int64_t, kCount> offsets;
+    std::array<int64_t, kCount> n;
+    for (size_t r = 0; r < kCount; ++r) {
       const Piece piece = pieces[i + static_cast<int64_t>(r)];
-      from[r] = x + piece.offset;
+      offsets[r] = piece.offset;
       n[r] = piece.n;
     }
     // The last piece of a plane may be shorter than the others.
     const int64_t shortest = *std::min_element(n.begin(), n.end());
-    for (auto& of_channel : sums) {
-      of_channel.add(from, shortest);
-      for (size_t r = 0; r < kTogether; ++r) {
-        if (n[r] > shortest) of_channel.add(from[r] + shortest, n[r] - shortest);
-        from[r] += pieces.inner();
-      }
+    together(offsets, shortest);
+    for (size_t r = 0; r < kCount; ++r) {
+      if (n[r] > shortest) alone(offsets[r] + shortest, n[r] - shortest);
     }
   }
-  for (; i < end; ++i) {
-    const Piece piece = pieces[i];
-    const T* from = x + piece.offset;
-    for (auto& of_channel : sums) {
-      of_channel.add(from, piece.n);
-      from += pieces.inner();
-    }
-  }
+  for (; i < end; ++i) alone(pieces[i].offset, pieces[i].n);
+}
+
+/// Takes the pieces [begin, end) of neighbouring channels, of which the first begins at x, into their sums.
+template <typename T>
+void add_pieces(const PlanePieces& pieces, int64_t begin, int64_t end, const T* x, std::span<RunSums<T>> sums) {
+  for_pieces<kTogether>(
+      pieces, begin, end,
+      [&](const auto& offsets, int64_t n) {
+        Together<T> from;
+        for (size_t r = 0; r < from.size(); ++r) from[r] = x + offsets[r];
+        for (auto& of_channel : sums) {
+          of_channel.add(from, n);
+          for (auto& run : from) run += pieces.inner();
+        }
+      },
+      [&](int64_t offset, int64_t n) {
+        for (auto& of_channel : sums) {
+          of_channel.add(x + offset, n);
+          offset += pieces.inner();
+        }
+      });
 }
 
 /// The values of one segment of one channel.
@@ -214,21 +227,41 @@ class PlanesForward {
     }
   }
 
-  /// A segment of neighbouring channels, backwards: its last pieces were read last.
+  /// A segment of neighbouring channels.
   void normalize(int64_t first, int64_t count, int64_t segment) const {
     std::vector<Coefficients<T>> coefficients;
     for (int64_t k = 0; k < count; ++k) coefficients.push_back(coefficients_of(first + k));
-    for (int64_t i = pieces_.segment_begin(segment + 1) - 1; i >= pieces_.segment_begin(segment); --i) {
-      const Piece piece = pieces_[i];
-      int64_t offset = first * args_.shape.inner + piece.offset;
+    const int64_t of_first = first * args_.shape.inner;
+    const auto alone = [&](int64_t offset, int64_t n) {
       for (const auto& of_channel : coefficients) {
-        const T* x = static_cast<const T*>(args_.x) + offset;
-        const T* residual = kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr;
-        T* y = static_cast<T*>(args_.y) + offset;
-        normalize_run<T, kResidual, kRelu, kStream>(x, residual, y, piece.n, of_channel);
+        normalize_run<T, kResidual, kRelu, kStream>(run_at(of_first + offset), n, of_channel);
         offset += args_.shape.inner;
       }
+    };
+    const int64_t begin = pieces_.segment_begin(segment);
+    const int64_t end = pieces_.segment_begin(segment + 1);
+    if constexpr (!kResidual) {
+      // Backwards: the last pieces were read last.
+      for (int64_t i = end - 1; i >= begin; --i) alone(pieces_[i].offset, pieces_[i].n);
+    } else {
+      // The residual comes from memory, whatever the order.
+      for_pieces<kResidualRuns>(
+          pieces_, begin, end,
+          [&](auto offsets, int64_t n) {
+            for (const auto& of_channel : coefficients) {
+              std::array<ForwardRun<T>, kResidualRuns> runs;
+              for (size_t r = 0; r < runs.size(); ++r) runs[r] = run_at(of_first + offsets[r]);
+              normalize_residual_runs<T, kRelu, kStream>(runs, n, of_channel);
+              for (auto& offset : offsets) offset += args_.shape.inner;
+            }
+          },
+          alone);
     }
+  }
+
+  ForwardRun<T> run_at(int64_t offset) const {
+    return {static_cast<const T*>(args_.x) + offset,
+            kResidual ? static_cast<const T*>(args_.residual) + offset : nullptr, static_cast<T*>(args_.y) + offset};
   }
 
   Coefficients<T> coefficients_of(int64_t channel) const {
