@@ -1,23 +1,13 @@
 #pragma once
 
+#include "kernels/shape.h"
+
 #include <cstdint>
 
 // The interface of the CPU kernels: pointers and sizes in, numbers out; no tensors, no dispatcher, no state.
 // One source (kernels.cpp) is compiled once per instruction set; dispatch.cpp picks.
 
 namespace momentum_bn::kernels {
-
-enum class Type { kFloat, kDouble, kBFloat16, kHalf };
-
-/// Dense values [outer][channels][inner]: NCHW is [N][C][HW], NHWC is [N * HW][C][1], (N, C) is [N][C][1].
-struct Shape {
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-
-  int64_t values() const { return outer * channels * inner; }
-  int64_t values_per_channel() const { return outer * inner; }
-};
 
 /// Runs body(context, begin, end) over parts of [0, tasks), possibly at the same time.
 using Body = void (*)(void* context, int64_t begin, int64_t end);

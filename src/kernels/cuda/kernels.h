@@ -1,0 +1,129 @@
+#pragma once
+
+#include "kernels/shape.h"
+
+#include <cstddef>
+#include <cstdint>
+
+// The interface of the CUDA kernels: device pointers, sizes and a stream in, launches out; no tensors, no dispatcher.
+// Nothing here waits for the device, and everything can be captured in a CUDA graph.
+// Every function returns 0, or the cudaError_t that the runtime gave.
+
+namespace momentum_bn::kernels::cuda {
+
+/// A cudaStream_t.
+using Stream = void*;
+
+/// What launches are computed from.
+struct Device {
+  int multiprocessors;
+  int capability;                       // 10 * major + minor
+  int threads_per_multiprocessor;
+  int64_t shared_memory_per_block;      // that a kernel may ask for, opt-in
+  int64_t shared_memory_per_multiprocessor;
+  int64_t l2_bytes;
+};
+
+/// Of the current device; asked for once per device and remembered.
+int current_device(Device& device);
+
+/// The state of a layer that tracks, on the device: see `state` in ops/schemas.cpp. Arrays are [channels], double for
+/// Type::kDouble, else float.
+struct State {
+  void* running_mean;
+  void* running_var;
+  int64_t* num_batches_tracked;
+  void* view_mean_sum;
+  void* view_var_sum;
+  int64_t* view_count;
+  int64_t* cur_iter;
+  void* momentum;          // double, or float where momentum_is_float; negative: cumulative average
+  bool momentum_is_float;
+};
+
+/// How a batch is blended with the running statistics, and these are updated.
+struct BlendArgs {
+  double eps;
+  int64_t total_iters;
+  int64_t views_per_update;
+  bool cosine;                // else the momentum stays
+  // What the unbiased variance of n values is multiplied with: for normalising, and for running_var. 0: published,
+  // n / (n - 1) in both. 1: unbiased, 1 in both. 2: biased, (n - 1) / n and 1.
+  int variance;
+};
+
+/// y = max(0, (x - center) * scale + shift + residual), the maximum only where relu is set.
+struct ForwardArgs {
+  Type type;
+  Shape shape;          // of at least one value, but with `gathered`, where it may have none
+  const void* x;
+  const void* residual; // or null
+  void* y;              // may be x; may be residual
+  bool relu;
+  const void* weight;   // [channels], or null; double for Type::kDouble, else float
+  const void* bias;     // the same
+  void* saved;          // [3][channels], written: see `saved` in ops/schemas.cpp; double for Type::kDouble, else float
+  BlendArgs blend;
+  bool tracks;          // else the batch alone normalises, and `state` is not read
+  State state;
+  /// Statistics of all ranks of a group, (ranks, 2 * channels + 1) doubles on the device as `_batch_statistics` has them,
+  /// merged in the ranks' order; null: those of x. With them nothing is done to the state, and nothing is written to
+  /// saved but zeros, where the ranks have no value at all.
+  const double* gathered;
+  int64_t ranks;
+  /// Pure function: where not null, momentum is `fixed_momentum`, only running_mean and running_var of the state are
+  /// read (`tracks`: whether they are there), none of it is written, and the batch's mean and unbiased variance go here.
+  void* batch_mean;
+  void* batch_var;
+  double fixed_momentum;
+  void* workspace;      // forward_workspace_bytes() bytes, aligned to 256
+  /// kCounters ints, 0 before and after every launch; not shared by launches that may run at the same time.
+  unsigned* counters;
+  Stream stream;
+};
+
+constexpr int64_t kCounters = 4096;
+
+/// Statistics of x, blend, state, y.
+int forward(const ForwardArgs& args, const Device& device);
+size_t forward_workspace_bytes(Type type, const Shape& shape, const Device& device);
+
+struct StatisticsArgs {
+  Type type;
+  Shape shape;
+  const void* x;
+  double* statistics;  // (2 * channels + 1), as `_batch_statistics` has them
+  void* workspace;     // as for forward()
+  unsigned* counters;
+  Stream stream;
+};
+
+int statistics(const StatisticsArgs& args, const Device& device);
+
+/// With g = dy, or if y is given dy but 0 where y <= 0: dx = g * weight * rstd, dresidual = g, dbias = sum(g),
+/// dweight = sum(g * (x - mean)) * rstd. The same bits in every run.
+struct BackwardArgs {
+  Type type;
+  Shape shape;
+  const void* dy;
+  const void* x;       // or null: no dweight
+  const void* y;       // or null: no mask
+  const void* weight;  // [channels], or null; double for Type::kDouble, else float
+  const void* saved;   // as forward() wrote it
+  void* dx;            // or null; may be dy
+  void* dresidual;     // or null
+  void* dweight;       // [channels], or null; double for Type::kDouble, else float
+  void* dbias;         // the same
+  void* workspace;     // backward_workspace_bytes() bytes, aligned to 256
+  unsigned* counters;  // as for forward()
+  Stream stream;
+};
+
+int backward(const BackwardArgs& args, const Device& device);
+size_t backward_workspace_bytes(Type type, const Shape& shape, const Device& device);
+
+/// cur_iter += 1 and, where `cosine` is set and the momentum is not negative, the momentum that belongs to it.
+int advance_schedule(int64_t* cur_iter, void* momentum, bool momentum_is_float, int64_t total_iters, bool cosine,
+                     Stream stream);
+
+}  // namespace momentum_bn::kernels::cuda
