@@ -12,7 +12,7 @@
 #include <vector>
 
 // A process group whose ranks are threads of one process: torch's wheels lack the headers of Gloo, and a test of the
-// C++ layer needs no more than an all_gather.
+// C++ layer and of gradients needs no more than an all_gather and an all_reduce.
 
 namespace momentum_bn::testing {
 
@@ -72,6 +72,15 @@ class ThreadBackend : public c10d::Backend {
                                                                  std::vector<at::Tensor>& inputs,
                                                                  const c10d::AllgatherOptions& /*options*/) override {
     for (size_t i = 0; i < inputs.size(); ++i) gather(outputs[i], inputs[i]);
+    return c10::make_intrusive<DoneWork>();
+  }
+
+  c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>& tensors,
+                                           const c10d::AllreduceOptions& /*options*/) override {
+    for (auto& tensor : tensors) {
+      ++collectives;
+      tensor.copy_(at::stack(exchange_.all_gather(getRank(), tensor)).sum(0));
+    }
     return c10::make_intrusive<DoneWork>();
   }
 

@@ -1,6 +1,7 @@
 #include "cli/cli.h"
 
 #include "cli/commands.h"
+#include "distributed/together.h"
 #include "settings/run_flags.h"
 #include "settings/strict_toml.h"
 
@@ -9,6 +10,8 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <exception>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -17,14 +20,34 @@
 namespace m2teacher {
 namespace {
 
-void print_error(std::string message) {
-  message.resize(std::min(message.size(), message.find('\n')));
-  std::cerr << "m2teacher: error: " << message << '\n';
+struct Failure {
+  int code;
+  std::string words;
+};
+
+Failure failure_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const CLI::ParseError& parse_error) {
+    return {kExitUsage, words_of(parse_error)};
+  } catch (const c10::Error& torch_error) {
+    return {kExitFailure, torch_error.what_without_backtrace()};
+  } catch (const std::exception& other) {
+    return {kExitFailure, other.what()};
+  }
 }
 
-}  // namespace
+/// Says in one line what went wrong. @return the exit code
+int tell(Failure failure, const Ranks& ranks) {
+  failure.words.resize(std::min(failure.words.size(), failure.words.find('\n')));
+  std::cerr << "m2teacher: error: " << (ranks.first() ? "" : "rank " + std::to_string(ranks.rank()) + ": ")
+            << failure.words << '\n';
+  return failure.code;
+}
 
-int run(int argc, const char* const* argv) {
+/// @param work  filled with what is to be done then
+/// @return the exit code, where the command line asks for help alone
+std::optional<int> parse(int argc, const char* const* argv, const Ranks& ranks, std::function<void()>& work) {
   CLI::App program{"Trains image encoders without labels by a student and its momentum teacher (arXiv 2101.07525).",
                    "m2teacher"};
   program.fallthrough();
@@ -38,9 +61,14 @@ int run(int argc, const char* const* argv) {
   std::optional<int64_t> threads;
   Flags flags(program);
   add_threads_flag(flags, threads);
-  program.parse_complete_callback([&threads] {
+  program.parse_complete_callback([&program, &threads, &ranks] {
     if (threads) {
       at::set_num_threads(static_cast<int>(*threads));
+    }
+    const std::vector<CLI::App*> commands = program.get_subcommands();
+    if (!ranks.alone() && !commands.empty() && commands.front()->get_name() != "pretrain") {
+      throw CLI::ValidationError(commands.front()->get_name(),
+                                 "works on one process, got " + std::to_string(ranks.count()));
     }
   });
   // Checked last, so that a misspelt command is named.
@@ -49,24 +77,36 @@ int run(int argc, const char* const* argv) {
       throw CLI::RequiredError("A subcommand");
     }
   });
-  add_pretrain(program, threads);
+  add_pretrain(program, threads, ranks, work);
   add_evaluations(program);
   add_checkpoint_tools(program);
   add_time_layers(program);
   try {
     program.parse(argc, argv);
-    return kExitSuccess;
+    return std::nullopt;
   } catch (const CLI::Success& help) {
-    return program.exit(help);
-  } catch (const CLI::ParseError& error) {
-    print_error(words_of(error));
-    return kExitUsage;
-  } catch (const c10::Error& error) {
-    print_error(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    print_error(error.what());
+    return ranks.first() ? program.exit(help) : kExitSuccess;
   }
-  return kExitFailure;
+}
+
+}  // namespace
+
+int run(int argc, const char* const* argv, const std::string& process_group) {
+  Ranks ranks;
+  try {
+    ranks = Ranks(process_group);
+    std::optional<int> code;
+    std::function<void()> work;
+    together(ranks, [&] { code = parse(argc, argv, ranks, work); });
+    if (work) {
+      work();
+    }
+    return code.value_or(kExitSuccess);
+  } catch (const ToldElsewhere& elsewhere) {
+    return elsewhere.own() ? failure_of(elsewhere.own()).code : kExitFailure;
+  } catch (const std::exception&) {
+    return tell(failure_of(std::current_exception()), ranks);
+  }
 }
 
 }  // namespace m2teacher

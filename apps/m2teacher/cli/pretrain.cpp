@@ -21,12 +21,13 @@ struct PretrainArguments {
   std::filesystem::path out;
   std::filesystem::path resume;
   bool overwrite = false;
+  bool or_resume = false;
 };
 
 /// The settings of the run in the folder, with what was given in place of what a resumed run may change.
 /// @throws UserError  something was given that it may not change
-RunSettings resumed_settings(const PretrainArguments& arguments, const std::optional<int64_t>& threads) {
-  const std::filesystem::path& folder = arguments.resume;
+RunSettings resumed_settings(const PretrainArguments& arguments, const std::filesystem::path& folder,
+                             const std::optional<int64_t>& threads) {
   if (!std::filesystem::exists(folder / kConfigFile)) {
     throw UserError(folder.string() + ": holds no run to go on with (there is no " + kConfigFile + ")");
   }
@@ -49,26 +50,30 @@ RunSettings resumed_settings(const PretrainArguments& arguments, const std::opti
   return settings;
 }
 
-void run_arguments(const PretrainArguments& arguments, const std::optional<int64_t>& threads) {
+/// @param reads_folder  whether the folder of the run is this process's to read
+PretrainCommand command_of(const PretrainArguments& arguments, const std::optional<int64_t>& threads,
+                           bool reads_folder) {
   if (arguments.out.empty() && arguments.resume.empty()) {
     throw CLI::RequiredError("--out or --resume");
   }
   PretrainCommand command;
-  command.resume = !arguments.resume.empty();
-  command.folder = command.resume ? arguments.resume : arguments.out;
+  command.folder = arguments.out.empty() ? arguments.resume : arguments.out;
+  command.resume = !arguments.resume.empty() ||
+                   (arguments.or_resume && reads_folder && std::filesystem::exists(command.folder / kConfigFile));
   command.overwrite = arguments.overwrite;
-  if (command.resume) {
-    command.settings = resumed_settings(arguments, threads);
+  if (command.resume && reads_folder) {
+    command.settings = resumed_settings(arguments, command.folder, threads);
   } else {
     command.settings = arguments.settings;
     command.settings.threads = threads;
   }
-  run_pretrain(command);
+  return command;
 }
 
 }  // namespace
 
-void add_pretrain(CLI::App& program, const std::optional<int64_t>& threads) {
+void add_pretrain(CLI::App& program, const std::optional<int64_t>& threads, const Ranks& ranks,
+                  std::function<void()>& work) {
   CLI::App* command = program.add_subcommand("pretrain", "Train a student and its momentum teacher without labels");
   const auto arguments = std::make_shared<PretrainArguments>(*command);
   CLI::Option* out =
@@ -78,7 +83,10 @@ void add_pretrain(CLI::App& program, const std::optional<int64_t>& threads) {
       "Folder of a run to go on with, from its newest whole checkpoint, as if it had never stopped");
   CLI::Option* overwrite =
       command->add_flag("--overwrite", arguments->overwrite, "Remove the run that --out holds, if any");
-  for (CLI::Option* option : {out, resume, overwrite}) {
+  CLI::Option* or_resume = command->add_flag("--or-resume", arguments->or_resume,
+                                             "Go on with the run that --out holds, if any: for what is started again "
+                                             "by itself when it has failed");
+  for (CLI::Option* option : {out, resume, overwrite, or_resume}) {
     option->configurable(false);
   }
   for (CLI::Option* option : {out, resume}) {
@@ -86,8 +94,12 @@ void add_pretrain(CLI::App& program, const std::optional<int64_t>& threads) {
   }
   out->excludes(resume);
   overwrite->needs(out);
+  or_resume->needs(out)->excludes(overwrite);
   command->footer(kSources);
-  command->callback([arguments, &threads] { run_arguments(*arguments, threads); });
+  command->callback([arguments, &threads, &ranks, &work] {
+    const PretrainCommand chosen = command_of(*arguments, threads, ranks.first());
+    work = [chosen, &ranks] { run_pretrain(chosen, ranks); };
+  });
 }
 
 }  // namespace m2teacher

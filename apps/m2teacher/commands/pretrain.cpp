@@ -5,6 +5,8 @@
 #include "commands/stop_signal.h"
 #include "commands/unreadable.h"
 #include "data/load_dataset.h"
+#include "distributed/saved_ranks.h"
+#include "distributed/together.h"
 #include "error.h"
 #include "eval/quick_knn.h"
 #include "output/atomic_file.h"
@@ -20,6 +22,7 @@
 #include <iostream>
 #include <memory>
 #include <optional>
+#include <sstream>
 
 namespace m2teacher {
 namespace {
@@ -31,10 +34,11 @@ struct Run {
   const RunSettings& settings;  ///< with nothing left open
   const Dataset& dataset;
   const TrainedOn& trained_on;
-  const RunFolder& folder;
+  const Ranks& ranks;
   Pretrainer& pretrainer;
-  MetricsFile& metrics;
-  int64_t saved;  ///< step of the newest checkpoint; -1: none
+  std::optional<RunFolder> folder;       ///< of the first rank alone, as the metrics
+  std::unique_ptr<MetricsFile> metrics;  ///< null: on the other ranks
+  int64_t saved = -1;                    ///< step of the newest checkpoint; -1: none
 };
 
 void refuse_to_overwrite(const std::filesystem::path& folder) {
@@ -62,6 +66,13 @@ void check_same_run(const Checkpoint& checkpoint, const RunSettings& settings, c
   }
 }
 
+void say_that_bits_may_differ(const char* what, int64_t now, int64_t before) {
+  if (now != before) {
+    std::cerr << what << ": " << now << " instead of " << before
+              << ": results may differ from those of the uninterrupted run in their last bits\n";
+  }
+}
+
 /// @param config  text of config.toml
 std::unique_ptr<MetricsFile> start(const RunFolder& folder, const std::string& config, bool overwrite) {
   if (overwrite) {
@@ -73,8 +84,10 @@ std::unique_ptr<MetricsFile> start(const RunFolder& folder, const std::string& c
 }
 
 /// Takes up the run where its newest whole checkpoint left it. One that has none yet starts from the beginning.
+/// @param saved  filled with what the checkpoint says of ranks
 std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& settings, const std::string& config,
-                                    const TrainedOn& trained_on, Pretrainer& pretrainer) {
+                                    const TrainedOn& trained_on, int64_t ranks, Pretrainer& pretrainer,
+                                    SavedRanks& saved) {
   const std::optional<Checkpoint> checkpoint = newest_checkpoint(folder.path(), std::cerr);
   if (!checkpoint) {
     if (!list_checkpoints(folder.path()).empty()) {
@@ -86,12 +99,13 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
     return std::make_unique<MetricsFile>(folder.metrics());
   }
   check_same_run(*checkpoint, settings, trained_on);
-  if (checkpoint->settings.threads != settings.threads) {
-    std::cerr << "--threads: " << settings.threads.value_or(0) << " instead of "
-              << checkpoint->settings.threads.value_or(0)
-              << ": results may differ from those of the uninterrupted run in their last bits\n";
+  say_that_bits_may_differ("--threads", settings.threads.value_or(0), checkpoint->settings.threads.value_or(0));
+  saved = split_state(checkpoint->state, pretrainer.own_state());
+  if (saved.count != ranks) {
+    std::cerr << "processes: " << ranks << " instead of " << saved.count
+              << ": each takes another share of the batch, so results differ from those of the uninterrupted run\n";
   }
-  pretrainer.load_state(checkpoint->state);
+  pretrainer.load_state(saved.state);
   auto metrics = std::make_unique<MetricsFile>(folder.metrics(), checkpoint->metrics);
   write_text_file(folder.config(), config);
   std::cerr << "resumed after step " << pretrainer.steps_done() << '\n';
@@ -101,92 +115,166 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
 /// Adds a checkpoint and removes those beyond the ones to keep.
 void save(Run& run) {
   const int64_t step = run.pretrainer.steps_done();
-  const std::filesystem::path path = run.folder.checkpoint(step);
-  run.metrics.flush();  // a checkpoint must find its rows again
+  const std::map<std::string, at::Tensor> state = gather_state(run.pretrainer, run.ranks);
+  run.saved = step;
+  if (!run.ranks.first()) {
+    return;
+  }
+  const std::filesystem::path path = run.folder->checkpoint(step);
+  run.metrics->flush();  // a checkpoint must find its rows again
   save_checkpoint(path, {.path = path,
                          .settings = run.settings,
                          .trained_on = run.trained_on,
-                         .metrics = run.metrics.state(),
-                         .state = run.pretrainer.state()});
-  run.saved = step;
-  run.folder.keep_last(run.settings.keep, step);
+                         .metrics = run.metrics->state(),
+                         .state = state});
+  run.folder->keep_last(run.settings.keep, step);
 }
 
-/// One step, its metrics, and a look at the accuracy where one is due.
-StepReport do_step(Run& run) {
-  const auto start = std::chrono::steady_clock::now();
-  const StepReport report = run.pretrainer.step();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (!std::isfinite(report.loss)) {
-    throw UserError("the loss is no longer finite at step " + std::to_string(report.step) +
-                    ": try a lower --learning-rate");
-  }
-  run.metrics.add(report, run.settings.recipe.batch_size, seconds);
+/// Metrics of a step, and a look at the accuracy where one is due.
+void note(Run& run, const StepReport& report, double seconds) {
+  run.metrics->add(report, run.settings.recipe.batch_size, seconds);
   const bool last = report.step == run.pretrainer.total_steps();
   const bool look = run.settings.eval_every > 0 && (report.step % run.settings.eval_every == 0 || last);
   if (look || report.step % kStepsPerRow == 0 || last) {
-    run.metrics.write_row(report.step * run.settings.recipe.batch_size,
-                          look ? quick_knn(run.pretrainer, run.dataset, run.settings.data.loader) : std::nullopt);
+    run.metrics->write_row(report.step * run.settings.recipe.batch_size,
+                           look ? quick_knn(run.pretrainer, run.dataset, run.settings.data.loader) : std::nullopt);
+  }
+}
+
+StepReport do_step(Run& run, bool stop) {
+  const auto start = std::chrono::steady_clock::now();
+  const StepReport report = run.pretrainer.step(stop);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!std::isfinite(report.loss)) {  // on all ranks alike
+    together(run.ranks, [&] {
+      throw UserError("the loss is no longer finite at step " + std::to_string(report.step) +
+                      ": try a lower --learning-rate");
+    });
+  }
+  if (run.ranks.first()) {
+    note(run, report, seconds);
   }
   return report;
 }
 
 std::string how_to_go_on(const Run& run) {
-  return "go on with: m2teacher pretrain --resume " + run.folder.path().string();
+  const std::string command = "pretrain --resume " + run.folder->path().string();
+  return run.ranks.alone() ? "go on with: m2teacher " + command
+                           : "go on with torchrun as before and: -m momentum_bn.m2teacher " + command;
 }
 
-/// Trains to the end or until a signal stops it.
+/// Trains to the end or until a signal stops it: one that this process got, or with several ranks any of them.
 void train(Run& run, const StopSignal& stop) {
   const int64_t total = run.pretrainer.total_steps();
-  Progress progress(std::cerr, isatty(STDERR_FILENO) != 0, total, run.settings.recipe.batch_size);
-  while (run.pretrainer.steps_done() < total && !stop.received()) {
-    const StepReport report = do_step(run);
-    progress.update(report.step, report.loss);
+  std::optional<Progress> progress;
+  if (run.ranks.first()) {
+    progress.emplace(std::cerr, isatty(STDERR_FILENO) != 0, total, run.settings.recipe.batch_size);
+  }
+  bool stopping = run.ranks.alone() && stop.received();
+  while (run.pretrainer.steps_done() < total && !stopping) {
+    const StepReport report = do_step(run, stop.received());
+    stopping = run.ranks.alone() ? stop.received() : report.stop;
+    if (progress) {
+      progress->update(report.step, report.loss);
+    }
     if (report.step % run.settings.checkpoint_every == 0) {
       save(run);
     }
   }
-  progress.end();
+  progress.reset();
   report_unreadable(*run.dataset.train);
   const int64_t step = run.pretrainer.steps_done();
   if (run.saved != step) {
     save(run);
   }
+  if (!run.ranks.first()) {
+    return;
+  }
   if (step == total) {
-    std::cout << run.folder.checkpoint(step).string() << '\n';
+    std::cout << run.folder->checkpoint(step).string() << '\n';
   } else {
     std::cout << "stopped after step " << step << " of " << total << "; " << how_to_go_on(run) << '\n';
   }
 }
 
-}  // namespace
-
-void run_pretrain(const PretrainCommand& command) {
-  const StopSignal stop;
-  if (!command.resume && !command.overwrite) {
-    refuse_to_overwrite(command.folder);  // before much is done
-  }
+/// The first rank's settings, on all ranks, with nothing left open that does not depend on the images.
+RunSettings settings_of_first(const PretrainCommand& command, const Ranks& ranks) {
   RunSettings settings = command.settings;
+  std::string config;
+  together(ranks, [&] {
+    if (!ranks.first()) {
+      return;
+    }
+    if (!command.resume && !command.overwrite) {
+      refuse_to_overwrite(command.folder);  // before much is done
+    }
+    settings.data.spec.folder = std::filesystem::absolute(settings.data.spec.folder).lexically_normal();
+    if (!ranks.alone()) {
+      config = to_toml(settings);
+    }
+  });
+  if (!ranks.alone()) {
+    settings = parse_toml(ranks.of_first(config), "the settings of rank 0");
+  }
   at::set_num_threads(static_cast<int>(settings.threads.value_or(at::get_num_threads())));
   settings.threads = at::get_num_threads();
-  settings.data.spec.folder = std::filesystem::absolute(settings.data.spec.folder).lexically_normal();
-  const Dataset dataset = load_dataset(settings.data);
-  Pretrainer pretrainer(settings.recipe,
-                        {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader});
-  settings.recipe = pretrainer.options();
-  const std::string config = to_toml(settings);
-  const TrainedOn trained_on = {
-      .images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};
+  return settings;
+}
 
-  const RunFolder folder(command.folder);
-  const std::unique_ptr<MetricsFile> metrics = command.resume ? resume(folder, settings, config, trained_on, pretrainer)
-                                                              : start(folder, config, command.overwrite);
-  const int64_t saved = pretrainer.steps_done() > 0 ? pretrainer.steps_done() : -1;
-  Run run{settings, dataset, trained_on, folder, pretrainer, *metrics, saved};
+/// @throws UserError  other images than the first rank's
+void check_same_images(const TrainedOn& images, const Ranks& ranks) {
+  std::ostringstream ours;
+  ours << describe(images) << std::hexfloat;
+  for (const std::vector<double>* values : {&images.pixels.mean, &images.pixels.std}) {
+    for (const double value : *values) {
+      ours << ' ' << value;
+    }
+  }
+  const std::string described = ranks.of_first(describe(images));
+  const std::string exact = ranks.of_first(ours.str());
+  together(ranks, [&] {
+    if (exact != ours.str()) {
+      throw UserError("--data: here are " + describe(images) + ", not the " + described + " that rank 0 has");
+    }
+  });
+}
+
+}  // namespace
+
+void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
+  const StopSignal stop;
+  RunSettings settings = settings_of_first(command, ranks);
+  ranks.set_timeout(std::chrono::milliseconds(std::llround(1000 * settings.process_timeout)));
+
+  Dataset dataset;
+  TrainedOn trained_on;
+  std::unique_ptr<Pretrainer> pretrainer;
+  std::optional<RunFolder> folder;
+  std::unique_ptr<MetricsFile> metrics;
+  SavedRanks saved_ranks;
+  together(ranks, [&] {
+    dataset = load_dataset(settings.data);
+    trained_on = {.images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};
+    const TrainingData data = {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader};
+    pretrainer = std::make_unique<Pretrainer>(settings.recipe, data, nullptr, ranks);
+    settings.recipe = pretrainer->options();
+    if (!ranks.first()) {
+      return;
+    }
+    const std::string config = to_toml(settings);
+    folder.emplace(command.folder);
+    metrics = command.resume ? resume(*folder, settings, config, trained_on, ranks.count(), *pretrainer, saved_ranks)
+                             : start(*folder, config, command.overwrite);
+  });
+  check_same_images(trained_on, ranks);
+  spread_state(*pretrainer, ranks, saved_ranks.others);
+
+  const int64_t saved = pretrainer->steps_done() > 0 ? pretrainer->steps_done() : -1;
+  Run run{settings, dataset, trained_on, ranks, *pretrainer, std::move(folder), std::move(metrics), saved};
   try {
     train(run, stop);
   } catch (const UserError& error) {
-    if (run.saved < 0) {
+    if (run.saved < 0 || !ranks.first()) {
       throw;
     }
     throw UserError(std::string(error.what()) + "; step " + std::to_string(run.saved) + " is saved, " +

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "distributed/ranks.h"
 #include "settings/run_settings.h"
 
 #include <filesystem>
@@ -15,7 +16,10 @@ struct PretrainCommand {
 
 /// Trains a pair. Leaves config.toml, metrics.csv and the last checkpoints in the folder of the run. SIGINT and SIGTERM
 /// end it after the step at hand, with a checkpoint.
+/// @param ranks  all of which call this. What the command of the first says counts; it alone reads and writes the
+/// folder.
 /// @throws UserError  the checkpoints that were saved until then stay
-void run_pretrain(const PretrainCommand& command);
+/// @throws ToldElsewhere
+void run_pretrain(const PretrainCommand& command, const Ranks& ranks = {});
 
 }  // namespace m2teacher

@@ -19,16 +19,18 @@ constexpr int64_t kMostReplacements = 1000;
 
 class MemoryBatches : public TrainingBatches {
  public:
-  MemoryBatches(at::Tensor images, BatchSampler sampler) : images_(std::move(images)), sampler_(std::move(sampler)) {}
+  MemoryBatches(at::Tensor images, BatchSampler sampler, const BatchShare& share)
+      : images_(std::move(images)), sampler_(std::move(sampler)), share_(share) {}
 
   TrainingBatch batch(int64_t step) override {
-    const at::Tensor whole = images_.index_select(0, sampler_.batch(step));
+    const at::Tensor whole = images_.index_select(0, sampler_.batch(step).narrow(0, share_.first, share_.count));
     return {.views = {whole, whole}, .cropped = false};
   }
 
  private:
   at::Tensor images_;
   BatchSampler sampler_;
+  BatchShare share_;
 };
 
 /// A batch being filled, with the images that it is filled from.
@@ -41,17 +43,18 @@ struct FolderBatch {
 class FolderReader {
  public:
   FolderReader(std::shared_ptr<const FolderSource> source, const AugmentOptions& augment, const BatchSampler& sampler,
-               int64_t batch_size, uint64_t seed)
-      : source_(std::move(source)), augment_(augment), sampler_(sampler), batch_size_(batch_size), seed_(seed) {}
+               const BatchShare& share, uint64_t seed)
+      : source_(std::move(source)), augment_(augment), sampler_(sampler), share_(share), seed_(seed) {}
 
   FolderBatch make(int64_t step) {
     const ImageShape shape = source_->shape();
     // The source writes pixel after pixel, which is channels last.
     const auto empty = [&] {
-      return at::empty({batch_size_, shape.channels, shape.height, shape.width},
+      return at::empty({share_.count, shape.channels, shape.height, shape.width},
                        at::TensorOptions(at::kByte).memory_format(at::MemoryFormat::ChannelsLast));
     };
-    return {.batch = {.views = {empty(), empty()}, .cropped = true}, .index = sampler_.batch(step)};
+    return {.batch = {.views = {empty(), empty()}, .cropped = true},
+            .index = sampler_.batch(step).narrow(0, share_.first, share_.count)};
   }
 
   void fill(FolderBatch& batch, int64_t step, int64_t item) const {
@@ -62,7 +65,7 @@ class FolderReader {
     const auto choose = [&](int64_t height, int64_t width) {
       std::vector<CropBox> boxes;
       for (const int64_t view : {0, 1}) {
-        const ViewPlace place{.seed = seed_, .step = step, .view = view, .place = item};
+        const ViewPlace place{.seed = seed_, .step = step, .view = view, .place = share_.first + item};
         boxes.push_back(random_crop(augment_, height, width, Random(Purpose::Crop, place)));
       }
       return boxes;
@@ -81,15 +84,14 @@ class FolderReader {
   std::shared_ptr<const FolderSource> source_;
   AugmentOptions augment_;
   BatchSampler sampler_;
-  int64_t batch_size_;
+  BatchShare share_;
   uint64_t seed_;
 };
 
 class FolderBatches : public TrainingBatches {
  public:
-  FolderBatches(std::shared_ptr<FolderReader> reader, const LoaderOptions& options, int64_t batch_size,
-                int64_t end_step)
-      : reader_(std::move(reader)), options_(options), batch_size_(batch_size), end_step_(end_step) {}
+  FolderBatches(std::shared_ptr<FolderReader> reader, const LoaderOptions& options, int64_t images, int64_t end_step)
+      : reader_(std::move(reader)), options_(options), images_(images), end_step_(end_step) {}
 
   TrainingBatch batch(int64_t step) override {
     if (!prefetcher_ || prefetcher_->position() != step) {
@@ -105,7 +107,7 @@ class FolderBatches : public TrainingBatches {
         prefetch_options<FolderBatch>(options_),
         Prefetcher<FolderBatch>::Work{.first = step,
                                       .end = std::max(end_step_, step + 1),
-                                      .items = [size = batch_size_](int64_t) { return size; },
+                                      .items = [images = images_](int64_t) { return images; },
                                       .make = [reader = reader_](int64_t number) { return reader->make(number); },
                                       .fill = [reader = reader_](FolderBatch& batch, int64_t number,
                                                                  int64_t item) { reader->fill(batch, number, item); },
@@ -114,7 +116,7 @@ class FolderBatches : public TrainingBatches {
 
   std::shared_ptr<FolderReader> reader_;
   LoaderOptions options_;
-  int64_t batch_size_;
+  int64_t images_;  // of a batch
   int64_t end_step_;
   std::optional<Prefetcher<FolderBatch>> prefetcher_;
 };
@@ -123,12 +125,18 @@ class FolderBatches : public TrainingBatches {
 
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
                                                        int64_t batch_size, uint64_t seed, int64_t end_step) {
+  return make_training_batches(data, augment, batch_size, {.first = 0, .count = batch_size}, seed, end_step);
+}
+
+std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
+                                                       int64_t batch_size, const BatchShare& share, uint64_t seed,
+                                                       int64_t end_step) {
   BatchSampler sampler(data.source->size(), batch_size, seed);
   if (const auto folder = std::dynamic_pointer_cast<const FolderSource>(data.source)) {
-    auto reader = std::make_shared<FolderReader>(folder, augment, sampler, batch_size, seed);
-    return std::make_unique<FolderBatches>(std::move(reader), data.loader, batch_size, end_step);
+    auto reader = std::make_shared<FolderReader>(folder, augment, sampler, share, seed);
+    return std::make_unique<FolderBatches>(std::move(reader), data.loader, share.count, end_step);
   }
-  return std::make_unique<MemoryBatches>(images_in_memory(*data.source), std::move(sampler));
+  return std::make_unique<MemoryBatches>(images_in_memory(*data.source), std::move(sampler), share);
 }
 
 }  // namespace m2teacher

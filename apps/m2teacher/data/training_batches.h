@@ -2,6 +2,7 @@
 
 #include "data/augment_options.h"
 #include "data/batch_sampler.h"
+#include "data/batch_share.h"
 #include "data/data_options.h"
 #include "data/image_source.h"
 
@@ -16,7 +17,7 @@ struct TrainingData {
   LoaderOptions loader;
 };
 
-/// A batch as it was read.
+/// A batch, or this process's share of it, as it was read.
 struct TrainingBatch {
   /// For each view (B, C, H, W), uint8: the same whole images, or the view's own crops where `cropped`.
   std::array<at::Tensor, 2> views;
@@ -40,5 +41,9 @@ class TrainingBatches {
 /// @throws UserError  the batch is larger than the source
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
                                                        int64_t batch_size, uint64_t seed, int64_t end_step);
+/// @param share  of each batch
+std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
+                                                       int64_t batch_size, const BatchShare& share, uint64_t seed,
+                                                       int64_t end_step);
 
 }  // namespace m2teacher

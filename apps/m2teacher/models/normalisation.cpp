@@ -29,8 +29,9 @@ class BatchNorm : public Norm {
 template <typename Module>
 class MomentumBatchNorm : public Norm {
  public:
-  MomentumBatchNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options)
-      : module_(parent.register_module(name, Module(layer_options(options)))) {}
+  MomentumBatchNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options,
+                    const std::optional<std::string>& process_group)
+      : module_(parent.register_module(name, Module(layer_options(options).process_group(process_group)))) {}
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual) override { return module_(x, residual); }
 
@@ -45,13 +46,15 @@ class MomentumBatchNorm : public Norm {
 };
 
 /// A factory of `Layer<Layer1d>` and `Layer<Layer2d>`, as the input asks for.
-template <template <typename> typename Layer, typename Layer1d, typename Layer2d>
-NormFactory factory() {
-  return [](torch::nn::Module& parent, const std::string& name, const NormOptions& options) -> std::unique_ptr<Norm> {
+/// @param more  what their constructors take beside the common arguments
+template <template <typename> typename Layer, typename Layer1d, typename Layer2d, typename... More>
+NormFactory factory(const More&... more) {
+  return [more...](torch::nn::Module& parent, const std::string& name,
+                   const NormOptions& options) -> std::unique_ptr<Norm> {
     if (options.spatial) {
-      return std::make_unique<Layer<Layer2d>>(parent, name, options);
+      return std::make_unique<Layer<Layer2d>>(parent, name, options, more...);
     }
-    return std::make_unique<Layer<Layer1d>>(parent, name, options);
+    return std::make_unique<Layer<Layer1d>>(parent, name, options, more...);
   };
 }
 
@@ -59,8 +62,8 @@ NormFactory factory() {
 
 NormFactory batch_norm() { return factory<BatchNorm, torch::nn::BatchNorm1d, torch::nn::BatchNorm2d>(); }
 
-NormFactory momentum_batch_norm() {
-  return factory<MomentumBatchNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>();
+NormFactory momentum_batch_norm(const std::optional<std::string>& process_group) {
+  return factory<MomentumBatchNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>(process_group);
 }
 
 }  // namespace m2teacher

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace m2teacher {
@@ -34,6 +35,7 @@ using NormFactory = std::function<std::unique_ptr<Norm>(torch::nn::Module& paren
 NormFactory batch_norm();
 
 /// Momentum BatchNorm with fused residual and ReLU, in place: for the teacher.
-NormFactory momentum_batch_norm();
+/// @param process_group  name of the c10d group whose statistics it takes; unset: this process's
+NormFactory momentum_batch_norm(const std::optional<std::string>& process_group = std::nullopt);
 
 }  // namespace m2teacher

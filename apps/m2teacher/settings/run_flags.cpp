@@ -65,7 +65,8 @@ void add_augmentation_flags(Flags& flags, AugmentOptions& augment) {
 
 void add_training_flags(Flags& flags, PretrainOptions& recipe) {
   flags.group("Training");
-  flags.number("--batch-size", recipe.batch_size, {2}, "Images per step, each seen in two views (published code)");
+  flags.number("--batch-size", recipe.batch_size, {2},
+               "Images per step, of all processes together, each seen in two views (published code)");
   flags.number("--epochs", recipe.epochs, {1e-6, 1e6}, "Passes over the images (paper)");
   flags.number("--steps", recipe.steps, {1}, "Training steps (ours)", "--epochs times the batches in them");
   flags.number("--warmup-epochs", recipe.warmup_epochs, {0, 1e6},
@@ -84,6 +85,9 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
                "Weight of the teacher's own parameters in the first update; rises to 1 by a cosine (published code)");
   flags.word("--bn", "momentum|batch", recipe.bn, parse_teacher_norm, text_of,
              "The teacher's normalisation; batch: plain BatchNorm, for comparison (paper)");
+  flags.flag("--synchronise-statistics", recipe.synchronise_statistics,
+             "With several processes the teacher's normalisation takes the statistics of the whole batch; otherwise "
+             "each process takes those of its images (paper)");
   flags.word("--precision", "fp32|bf16", recipe.precision, parse_precision, text_of,
              "What convolutions and linear layers compute in (ours)");
   add_seed_flag(flags, recipe.seed);
@@ -136,6 +140,9 @@ void add_run_flags(Flags& flags, RunSettings& settings) {
                "Steps between two looks at the teacher's kNN accuracy on a few images; 0: none (ours)");
   flags.changeable();
   flags.number("--checkpoint-every", settings.checkpoint_every, {1}, "Steps between two checkpoints (ours)");
+  flags.changeable();
+  flags.number("--process-timeout", settings.process_timeout, {1, 1e6},
+               "Seconds that a process waits for the others, where there are several (ours)");
   flags.changeable();
   flags.number("--keep", settings.keep, {1}, "Checkpoints kept (ours)");
   flags.changeable();

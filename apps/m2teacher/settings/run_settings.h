@@ -17,6 +17,7 @@ struct RunSettings {
   PretrainOptions recipe;
   int64_t eval_every = 250;        ///< steps between two looks at the teacher's accuracy; 0: none
   int64_t checkpoint_every = 500;  ///< steps between two checkpoints; one is saved at the end, too
+  double process_timeout = 1800;   ///< seconds that a process waits for the others
   int64_t keep = 3;                ///< checkpoints kept in the run's folder
 };
 

@@ -42,6 +42,8 @@ void check(const PretrainOptions& options, int64_t images) {
   require(options.steps.value_or(1) >= 1, "--steps", std::to_string(options.steps.value_or(1)), "1 or more");
   require(options.epochs > 0, "--epochs", text(options.epochs), "more than 0");
   require(!options.model.encoder.widths.empty(), "--widths", "none", "one or more");
+  require(!options.synchronise_statistics || options.bn == TeacherNorm::Momentum, "--synchronise-statistics",
+          "--bn " + to_string(options.bn), "--bn momentum");
   require_order("--min-area", options.augment.min_area, "--max-area", options.augment.max_area);
   require_order("--min-blur-sigma", options.augment.min_blur_sigma, "--max-blur-sigma", options.augment.max_blur_sigma);
 }

@@ -43,7 +43,10 @@ struct PretrainOptions {
   double base_learning_rate = 0.05;     ///< for a batch of 256 images; scales with the batch
   std::optional<double> learning_rate;  ///< peak of the cosine; unset: base_learning_rate * batch_size / 256
   double sgd_momentum = 0.9;
-  double weight_decay = 1e-4;    ///< of all weights; biases and BatchNorm's parameters do not decay
+  double weight_decay = 1e-4;  ///< of all weights; biases and BatchNorm's parameters do not decay
+  /// With several processes: whether the teacher's normalisation takes the statistics of the whole batch; otherwise
+  /// each process takes those of its share.
+  bool synchronise_statistics = false;
   double param_momentum = 0.99;  ///< weight of the teacher's own parameters in the first update; rises to 1
   uint64_t seed = 0;
 };

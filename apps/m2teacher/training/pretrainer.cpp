@@ -8,6 +8,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/tensor.h>
 #include <torch/utils.h>
 
 #include <sstream>
@@ -24,7 +25,15 @@ PretrainOptions seeded(PretrainOptions options) {
   return options;
 }
 
-NormFactory norm_of(TeacherNorm norm) { return norm == TeacherNorm::Momentum ? momentum_batch_norm() : batch_norm(); }
+/// BatchNorm needs two images of each rank.
+PretrainOptions with_enough_images(PretrainOptions options, const Ranks& ranks) {
+  if (options.batch_size < 2 * ranks.count()) {
+    throw UserError("--batch-size: got " + std::to_string(options.batch_size) + ", expected " +
+                    std::to_string(2 * ranks.count()) + " or more, 2 images for each of the " +
+                    std::to_string(ranks.count()) + " processes");
+  }
+  return options;
+}
 
 double bn_momentum(const torch::nn::Module& teacher) {
   for (const auto& module : teacher.modules()) {
@@ -75,26 +84,49 @@ std::string describe(const at::Tensor& tensor) {
 
 }  // namespace
 
-Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const NormFactory& teacher_norm)
-    : data_(std::move(data)),
-      options_(seeded(resolve(options, data_.source->size(), data_.source->shape()))),
-      batches_(make_training_batches(data_, options_.augment, options_.batch_size, options_.seed, *options_.steps)),
+Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const NormFactory& teacher_norm,
+                       const Ranks& ranks)
+    : ranks_(ranks),
+      data_(std::move(data)),
+      options_(seeded(with_enough_images(resolve(options, data_.source->size(), data_.source->shape()), ranks))),
+      share_(share_of_batch(options_.batch_size, ranks.rank(), ranks.count())),
+      batches_(
+          make_training_batches(data_, options_.augment, options_.batch_size, share_, options_.seed, *options_.steps)),
       student_(options_.model, BranchImpl::Side::Student, in_view_order(batch_norm())),
       teacher_(student_,
                Branch(options_.model, BranchImpl::Side::Teacher,
-                      in_view_order(teacher_norm ? teacher_norm : norm_of(options_.bn))),
+                      in_view_order(teacher_norm ? teacher_norm : own_teacher_norm())),
                *options_.steps, options_.param_momentum),
+      gradients_(ranks.alone() ? nullptr : std::make_unique<GradientSum>(*student_, ranks, /*passes=*/2)),
       optimiser_(*student_, options_.sgd_momentum, options_.weight_decay) {}
 
+NormFactory Pretrainer::own_teacher_norm() const {
+  if (options_.bn == TeacherNorm::Batch) {
+    return batch_norm();
+  }
+  return synchronised() ? momentum_batch_norm(ranks_.process_group()) : momentum_batch_norm();
+}
+
 at::Tensor Pretrainer::make_view(const TrainingBatch& batch, int64_t which) const {
-  const ViewPlace first{.seed = options_.seed, .step = steps_done_, .view = which, .place = 0};
+  const ViewPlace first{.seed = options_.seed, .step = steps_done_, .view = which, .place = share_.first};
   const ViewDraw draw =
-      draw_view(options_.augment, first, options_.batch_size, data_.source->shape(), /*crop=*/!batch.cropped);
+      draw_view(options_.augment, first, share_.count, data_.source->shape(), /*crop=*/!batch.cropped);
   return standardise_(augment(batch.views.at(static_cast<size_t>(which)), draw), data_.pixels);
 }
 
-StepReport Pretrainer::step() {
+void Pretrainer::share(StepReport& report) const {
+  if (ranks_.alone()) {
+    return;
+  }
+  const at::Tensor sums = at::tensor({report.loss, report.stop ? 1.0 : 0.0}, at::kDouble);
+  ranks_.begin_sum(sums)();
+  report.loss = sums[0].item<double>();
+  report.stop = sums[1].item<double>() > 0;
+}
+
+StepReport Pretrainer::step(bool stop) {
   StepReport report;
+  report.stop = stop;
   report.step = steps_done_ + 1;
   report.learning_rate = learning_rate(steps_done_, *options_.steps, *options_.warmup_steps, *options_.learning_rate);
   report.param_momentum = teacher_->param_momentum();
@@ -111,11 +143,25 @@ StepReport Pretrainer::step() {
   });
   std::array<at::Tensor, 2> views;
   std::array<at::Tensor, 2> targets;
-  threads_.run([&](int64_t view) {
-    views.at(view) = make_view(batch, view);
+  const auto see_as_teacher = [&](int64_t view) {
     const Autocast autocast(options_.precision);
     targets.at(view) = teacher_.forward(views.at(view));
+  };
+  threads_.run([&](int64_t view) {
+    views.at(view) = make_view(batch, view);
+    if (!synchronised()) {
+      see_as_teacher(view);
+    }
   });
+  if (synchronised()) {
+    // One view after the other: all ranks must meet in the same layers in the same order.
+    Ranks::reach_others([&] {
+      see_as_teacher(0);
+      see_as_teacher(1);
+    });
+  }
+  // A rank's part of the mean over the batch. By itself its share is the batch.
+  const double weight = static_cast<double>(share_.count) / static_cast<double>(options_.batch_size);
   std::array<double, 2> losses{};
   threads_.run([&](int64_t view) {
     at::Tensor prediction;
@@ -123,15 +169,22 @@ StepReport Pretrainer::step() {
       const Autocast autocast(options_.precision);
       prediction = student_(views.at(view));
     }
-    const at::Tensor loss = cosine_loss(prediction, targets.at(1 - view));
+    at::Tensor loss = cosine_loss(prediction, targets.at(1 - view));
+    losses.at(view) = weight * loss.item<double>();
+    if (!ranks_.alone()) {
+      loss = loss * weight;
+    }
     // Both views add to the same gradients, under a lock of torch's: two numbers have the same sum in either order.
     loss.backward();
-    losses.at(view) = loss.item<double>();
   });
+  report.loss = losses[0] + losses[1];
+  share(report);
+  if (gradients_) {
+    gradients_->finish();
+  }
   threads_.run([&](int64_t half) { optimiser_.step(report.learning_rate, half, 2); });
 
   ++steps_done_;
-  report.loss = losses[0] + losses[1];
   return report;
 }
 
@@ -144,6 +197,17 @@ std::map<std::string, at::Tensor> Pretrainer::state() const {
   }
   state.emplace(kUpdatesEntry, teacher_->named_buffers(/*recurse=*/false)["updates"]);
   state.emplace(kStepEntry, at::scalar_tensor(steps_done_, at::kLong));
+  return state;
+}
+
+std::map<std::string, at::Tensor> Pretrainer::own_state() const {
+  std::map<std::string, at::Tensor> state;
+  if (ranks_.alone() || synchronised()) {
+    return state;
+  }
+  for (const auto& item : teacher_.model()->named_buffers()) {
+    state.emplace("teacher." + item.key(), item.value());
+  }
   return state;
 }
 

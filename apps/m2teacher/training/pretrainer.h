@@ -1,7 +1,9 @@
 #pragma once
 
 #include "data/training_batches.h"
+#include "distributed/ranks.h"
 #include "models/branch.h"
+#include "training/gradient_sum.h"
 #include "training/options.h"
 #include "training/sgd.h"
 #include "training/view_threads.h"
@@ -22,22 +24,30 @@ struct StepReport {
   double learning_rate = 0;
   double param_momentum = 0;  ///< weight of the teacher's own parameters in this step's update
   double bn_momentum = 0;     ///< weight of the batch in the teacher's normalisation
+  bool stop = false;          ///< some rank asked for the run to end
 };
 
 /// Momentum^2 Teacher (arXiv 2101.07525): a student with a predictor learns to predict, from one view of an image, what
 /// a teacher says of the other. The teacher's parameters and its normalisation's statistics follow by momentum.
 ///
 /// After the initial weights every random number is a function of the seed, the step and the image's place in the
-/// batch. So a run that is taken up again by `load_state` goes on bit for bit, for a given number of threads.
+/// batch. So a run that is taken up again by `load_state` goes on bit for bit, for a given number of threads and ranks.
+///
+/// With several ranks each takes a share of the batch. The gradients of all are added up, so that the parameters stay
+/// the same on all, bit for bit. The student's normalisation takes the statistics of the rank's share; the teacher's,
+/// too, or those of the whole batch, as the options say.
 class Pretrainer {
  public:
   /// @param options       what is open in them is resolved, see `options()`
   /// @param teacher_norm  normalisation of the teacher, in place of the one that the options name
+  /// @param ranks         all build theirs alike
   /// @throws UserError
-  Pretrainer(const PretrainOptions& options, TrainingData data, const NormFactory& teacher_norm = nullptr);
+  Pretrainer(const PretrainOptions& options, TrainingData data, const NormFactory& teacher_norm = nullptr,
+             const Ranks& ranks = {});
 
-  /// @throws UserError  an image could not be read
-  StepReport step();
+  /// @param stop  asks for the run to end: all ranks learn of it by the report
+  /// @throws UserError  an image could not be read, or another rank is lost
+  StepReport step(bool stop = false);
 
   /// Other batches than the images' own, for measurements.
   void set_batches(std::unique_ptr<TrainingBatches> batches) { batches_ = std::move(batches); }
@@ -63,6 +73,10 @@ class Pretrainer {
   /// The tensors are the run's own, not copies: the next step changes them.
   std::map<std::string, at::Tensor> state() const;
 
+  /// Of this state what each rank has for itself, and the rest of the run depends on: the teacher's buffers, unless its
+  /// statistics are synchronised or there is one rank.
+  std::map<std::string, at::Tensor> own_state() const;
+
   /// Takes up a run where `state()` found it. Names, shapes and dtypes are checked first.
   /// @throws UserError  naming the first entry that is missing, unknown or of another shape or dtype, or a step beyond
   /// the run's end; nothing is changed
@@ -71,12 +85,20 @@ class Pretrainer {
  private:
   /// One view of a batch of images: (B, C, H, W), standardised.
   at::Tensor make_view(const TrainingBatch& batch, int64_t which) const;
+  /// Whether the teacher's forwards wait for other ranks.
+  bool synchronised() const { return options_.synchronise_statistics && !ranks_.alone(); }
+  NormFactory own_teacher_norm() const;
+  /// Makes the report's loss and wish to stop those of all ranks.
+  void share(StepReport& report) const;
 
+  Ranks ranks_;
   TrainingData data_;
   PretrainOptions options_;
+  BatchShare share_;
   std::unique_ptr<TrainingBatches> batches_;
   Branch student_;
   momentum_bn::MomentumTeacher<Branch> teacher_;
+  std::unique_ptr<GradientSum> gradients_;  // null: one rank
   Sgd optimiser_;
   ViewThreads threads_;
   int64_t steps_done_ = 0;

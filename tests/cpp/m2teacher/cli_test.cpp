@@ -124,10 +124,14 @@ const Options kRecipe =
         {"--weight-decay", kNotShare},
         {"--param-momentum", kNotShare},
         {"--bn", unknown_word("momentum, batch")},
+        {"--synchronise-statistics", kNoFlag},
         {"--precision", unknown_word("fp32, bf16")},
     } +
     kSeed;
-const Options kRun = {{"--eval-every", kNotNatural}, {"--checkpoint-every", kNotCount}, {"--keep", kNotCount}};
+const Options kRun = {{"--eval-every", kNotNatural},
+                      {"--checkpoint-every", kNotCount},
+                      {"--keep", kNotCount},
+                      {"--process-timeout", outside("1 to 1e+06", {"0", "-1", "inf"})}};
 const Options kNetwork = {{"--network", {{"pupil", "pupil"}}}};
 const Options kCheckpoint = {{"--checkpoint", kAnything}};
 const Options kOut = {{"--out", kAnything}};
@@ -135,7 +139,8 @@ const Options kProgram = {{"--threads", outside("1 to 1024", {"0", "1025", "two"
                           {"--config", {{"/nowhere.toml", "/nowhere.toml"}}}};
 
 const std::map<std::string, Options> kCommands = {
-    {"pretrain", kData + kRecipe + kRun + kOut + Options{{"--resume", kAnything}, {"--overwrite", kNoFlag}}},
+    {"pretrain", kData + kRecipe + kRun + kOut +
+                     Options{{"--resume", kAnything}, {"--overwrite", kNoFlag}, {"--or-resume", kNoFlag}}},
     {"knn", kCheckpoint + kData + kNetwork + kSeed +
                 Options{{"--neighbours", kNotCount},
                         {"--temperature", outside("0.001 to 1000", {"0", "nan"})},

@@ -194,6 +194,33 @@ TEST_F(ImageFolder, BatchesDependOnSeedAndStepAlone) {
   EXPECT_FALSE(at::equal(batches(1, 4)->batch(0).views[0], expected[0].views[0]));
 }
 
+TEST_F(ImageFolder, SharesAreSlicesOfTheBatch) {
+  for (int i = 0; i < 12; ++i) {
+    write(std::to_string(i) + ".jpg", jpeg_bytes(ramp(50, 70, 20 * i)));
+  }
+  const at::Tensor kept = at::randint(0, 256, {12, 1, 4, 4}, at::kByte);
+  const std::vector<std::shared_ptr<const ImageSource>> sources = {train(),
+                                                                   std::make_shared<TensorSource>(kept, at::Tensor())};
+  constexpr int64_t kBatch = 5;
+  constexpr int64_t kRanks = 3;
+  for (const auto& source : sources) {
+    const TrainingData data{.source = source, .pixels = {}, .loader = {.threads = 2}};
+    const TrainingBatch whole = make_training_batches(data, {}, kBatch, 3, 6)->batch(4);
+    int64_t place = 0;
+    for (int64_t rank = 0; rank < kRanks; ++rank) {
+      const BatchShare share = share_of_batch(kBatch, rank, kRanks);
+      EXPECT_EQ(share.first, place);
+      EXPECT_NEAR(static_cast<double>(share.count), 5.0 / 3, 1);
+      const TrainingBatch part = make_training_batches(data, {}, kBatch, share, 3, 6)->batch(4);
+      for (const size_t view : {0, 1}) {
+        EXPECT_TRUE(at::equal(part.views.at(view), whole.views.at(view).narrow(0, place, share.count))) << rank;
+      }
+      place += share.count;
+    }
+    EXPECT_EQ(place, kBatch);
+  }
+}
+
 TEST_F(ImageFolder, AFileThatNeverAnswersIsAnErrorNotAHang) {
   write("a.png", png_bytes(ramp(8, 8)));
   ASSERT_EQ(mkfifo((root_ / "b.png").c_str(), 0600), 0);  // opening it waits for a writer, which never comes

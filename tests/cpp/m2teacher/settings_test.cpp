@@ -41,6 +41,7 @@ RunSettings unusual() {
                              .max_blur_sigma = 1.5,
                              .views = {{{.blur = 0.5, .solarise = 0.6}, {.blur = 0.7, .solarise = 0.8}}}};
   settings.recipe.bn = TeacherNorm::Batch;
+  settings.recipe.synchronise_statistics = true;
   settings.recipe.precision = Precision::BFloat16;
   settings.recipe.batch_size = 17;
   settings.recipe.epochs = 1e-5;
@@ -56,6 +57,7 @@ RunSettings unusual() {
   settings.eval_every = 0;
   settings.checkpoint_every = 19;
   settings.keep = 20;
+  settings.process_timeout = 21.5;
   return settings;
 }
 
