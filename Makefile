@@ -100,14 +100,14 @@ build/build.ninja: CMakePresets.json .venv/.torch
 # ninja knows what is out of date; the files' times then tell make.
 $(LIBRARY): build/build.ninja FORCE
 	@echo "-- building the library and the trainer in build/"
-	@$(BUILD) --target momentum_bn m2teacher $(BUILD_QUIETLY)
+	@$(BUILD) --target momentum_bn m2teacher m2teacher_python $(BUILD_QUIETLY)
 $(TRAINER): $(LIBRARY)
 
 # The package takes the library that build/ holds: nothing is compiled twice.
 .venv/.package: $(LIBRARY) $(PACKAGE_FILES)
 	@echo "-- installing the Python package into .venv"
-	@$(PIP_INSTALL) --no-build-isolation -C build-dir=build \
-	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -C cmake.define.MOMENTUM_BN_BUILD_TRAINER=ON -e '.[bench,demo,test]'
+	@MOMENTUM_BN_TRAINER=1 $(PIP_INSTALL) --no-build-isolation -C build-dir=build \
+	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -e '.[bench,demo,test]'
 	@touch $@
 
 .venv/.lint: pyproject.toml .venv/.package

@@ -150,4 +150,5 @@ def test_installed_files_are_those_of_the_package(installed_python: Path) -> Non
     files = {path.relative_to(package) for path in package.rglob("*")}
     folders = {path.parts[0] for path in files if len(path.parts) > 1}
     assert folders - {"__pycache__"} == {"include", "lib"}
+    assert [path.name for path in files if path.suffix == ".so"] == ["libmomentum_bn.so"]  # no trainer unasked
     assert {path.suffix for path in files if path.suffix} <= {".py", ".pyc", ".so", ".h", ".cmake", ".typed"}
