@@ -12,14 +12,17 @@ PAGE = (REPOSITORY / "docs" / "features.md").read_text()
 
 
 def defined(pattern, folder, suffix):
-    return {name for file in (REPOSITORY / folder).glob(f"*{suffix}") for name in re.findall(pattern, file.read_text())}
+    return {
+        name for file in (REPOSITORY / folder).rglob(f"*{suffix}") for name in re.findall(pattern, file.read_text())
+    }
 
 
 def test_named_python_tests_exist():
     named = set(re.findall(r"`(test_\w+)`", PAGE))
     assert named and named <= defined(r"def (test_\w+)", "tests/python", ".py")
     for file, test in re.findall(r"(\w+)/`(test_\w+)`", PAGE):
-        text = (REPOSITORY / "tests" / "python" / f"test_{file}.py").read_text()
+        (path,) = (REPOSITORY / "tests" / "python").rglob(f"test_{file}.py")
+        text = path.read_text()
         assert f"def {test}(" in text, f"{file}/{test}"
 
 
