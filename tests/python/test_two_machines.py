@@ -12,14 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
 
 from conftest import REPOSITORY
+from m2teacher.conftest import checkpoint_of, metrics, recipe, write_data
 from machines import CannotMakeMachinesError, Machines
 from ranks import run_ranks
 from snapshots import same_bits
@@ -30,29 +32,74 @@ COLLECTIVE_SECONDS = 20  # that a rank waits for another one
 SECONDS = 90  # for any run as a whole
 
 
-@dataclass(frozen=True)
-class Program:
-    """What runs on each rank: it prints a line with its step and writes a checkpoint after each one."""
+class Example:
+    """The training in Python, examples/ddp_teacher.py. It writes a checkpoint after each step."""
 
-    command: tuple[str, ...]
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.command = [
+            str(REPOSITORY / "examples" / "ddp_teacher.py"),
+            *f"--synchronise --steps {STEPS} --batch-size 32 --timeout {COLLECTIVE_SECONDS} --log-every 1".split(),
+            *f"--save-every 1 --checkpoint {folder / 'run.pt'}".split(),
+        ]
 
     def step(self, output: str) -> int:
         """The last step that was reported."""
         return max(map(int, re.findall(r"^step +(\d+) ", output, re.MULTILINE)), default=0)
 
+    def saved_step(self) -> int:
+        """That of the checkpoint, which is read."""
+        return int(torch.load(self.folder / "run.pt")["step"])
+
     def first_steps(self, output: str) -> list[int]:
         """The steps that each start went on from."""
         return list(map(int, re.findall(r"^2 ranks, from step (\d+)$", output, re.MULTILINE)))
 
+    def assert_ended_as_uncut(self) -> None:
+        run_ranks(2, uncut_example, str(self.folder / "uncut.pt"))
+        uncut, resumed = (tensors(torch.load(self.folder / name)) for name in ("uncut.pt", "run.pt"))
+        assert uncut.keys() == resumed.keys() and len(uncut) > 60
+        assert [name for name in uncut if not same_bits(uncut[name], resumed[name])] == []
 
-def program(checkpoint: Path) -> Program:
-    return Program(
-        (
-            str(REPOSITORY / "examples" / "ddp_teacher.py"),
-            *f"--synchronise --steps {STEPS} --batch-size 32 --timeout {COLLECTIVE_SECONDS} --log-every 1".split(),
-            *f"--save-every 1 --checkpoint {checkpoint}".split(),
-        )
-    )
+
+class Trainer:
+    """The trainer in C++, each rank with statistics of its own. It writes a checkpoint after each step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        write_data(folder / "data")
+        options = {"steps": STEPS, "checkpoint_every": 1, "eval_every": 0, "process_timeout": COLLECTIVE_SECONDS}
+        self.command = ["-m", "momentum_bn.m2teacher", *self._arguments("run", **options), "--or-resume"]
+        self._uncut = self._arguments("uncut", **options)
+
+    def _arguments(self, out: str, **options: object) -> list[str]:
+        return ["pretrain", *recipe(self.folder / "data", **options), "--out", str(self.folder / out)]
+
+    def _steps(self) -> list[int]:
+        return [int(path.stem.split("-")[1]) for path in (self.folder / "run").glob("checkpoint-*.safetensors")]
+
+    def step(self, output: str) -> int:  # noqa: ARG002
+        """The last step that was saved."""
+        return max(self._steps(), default=0)
+
+    def saved_step(self) -> int:
+        """That of the newest checkpoint; all are read."""
+        for step in self._steps():
+            load_file(checkpoint_of(self.folder / "run", step))
+        return max(self._steps())
+
+    def first_steps(self, output: str) -> list[int]:
+        """The steps that each start went on from."""
+        return [0, *map(int, re.findall(r"^resumed after step (\d+)$", output, re.MULTILINE))]
+
+    def assert_ended_as_uncut(self) -> None:
+        assert run_ranks(2, uncut_trainer, self._uncut) == [0, 0]
+        run, uncut = self.folder / "run", self.folder / "uncut"
+        assert checkpoint_of(run, STEPS).read_bytes() == checkpoint_of(uncut, STEPS).read_bytes()
+        assert metrics(run) == metrics(uncut)
+
+
+Program = Example | Trainer
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +145,7 @@ class Training:
         agent = self.agents[machine].pid
         children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
         for child in children:
-            if b"ddp_teacher" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if self.program.command[-1].encode() in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(int(child), signal.SIGKILL)
                 return
         raise AssertionError(f"no rank among {children}")
@@ -112,7 +159,13 @@ class Training:
             raise AssertionError(f"not ended after {seconds} s:\n{self.output()}") from None
 
 
-def uncut_run(checkpoint: str) -> None:
+def uncut_trainer(arguments: list[str]) -> int:
+    from momentum_bn import m2teacher
+
+    return m2teacher.run(arguments, dist.group.WORLD.group_name)
+
+
+def uncut_example(checkpoint: str) -> None:
     """The program without torchrun, namespaces or delay."""
     sys.path.insert(0, str(REPOSITORY / "examples"))
     import ddp_teacher
@@ -129,27 +182,28 @@ def tensors(state: Any, path: str = "") -> dict[str, torch.Tensor]:
     return {name: value for key, part in items for name, value in tensors(part, f"{path}/{key}").items()}
 
 
-def test_restarted_training_is_the_uncut_one(machines, tmp_path):
+@pytest.mark.parametrize("kind", [Example, Trainer])
+def test_restarted_training_is_the_uncut_one(machines, tmp_path, kind):
     """torchrun --max-restarts: a rank dies, all start again from the checkpoint, and end where no rank had died."""
-    run_ranks(2, uncut_run, str(tmp_path / "uncut.pt"))
-    training = Training(machines, program(tmp_path / "run.pt"), tmp_path, port=29501, restarts=1)
+    program = kind(tmp_path)
+    training = Training(machines, program, tmp_path, port=29501, restarts=1)
     training.wait_for_step(4)
     training.kill_rank_on(1)
     assert training.wait(SECONDS) == [0, 0], training.output()
-    first, second = training.program.first_steps(training.output())
+    first, second = program.first_steps(training.output())
     assert first == 0 and 4 <= second < STEPS
-    uncut, resumed = (tensors(torch.load(tmp_path / name)) for name in ("uncut.pt", "run.pt"))
-    assert uncut.keys() == resumed.keys() and len(uncut) > 60
-    assert [name for name in uncut if not same_bits(uncut[name], resumed[name])] == []
+    program.assert_ended_as_uncut()
 
 
-def test_killed_rank_ends_all(machines, tmp_path):
+@pytest.mark.parametrize("kind", [Example, Trainer])
+def test_killed_rank_ends_all(machines, tmp_path, kind):
     """Without restarts all end soon, and say why; the checkpoint is whole."""
-    training = Training(machines, program(tmp_path / "run.pt"), tmp_path, port=29502, restarts=0)
+    program = kind(tmp_path)
+    training = Training(machines, program, tmp_path, port=29502, restarts=0)
     training.wait_for_step(4)
     training.kill_rank_on(1)
     assert 0 not in training.wait(COLLECTIVE_SECONDS + 20), training.output()
     survivor, killed = (file.read_text() for file in training.outputs)
     assert "SIGKILL" in killed
     assert re.search(r"Connection (closed|reset) by peer", survivor + killed), survivor
-    assert 4 <= torch.load(tmp_path / "run.pt")["step"] < STEPS
+    assert 4 <= program.saved_step() < STEPS
