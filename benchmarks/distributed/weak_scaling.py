@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ WAYS = {
     "SyncBatchNorm, emulated, in student and teacher": Way(_sync, _sync),
 }
 # Trainings that are no Python: given the number of ranks, a command that prints its images per second last.
-PROGRAMS: dict[str, Callable[[int], list[str]]] = {}
+RATE = [sys.executable, "-m", "benchmarks.distributed.trainer_rate", "--ranks"]
+PROGRAMS: dict[str, Callable[[int], list[str]]] = {"the C++ trainer": lambda ranks: [*RATE, str(ranks)]}
 
 
 class Training:
@@ -144,7 +146,7 @@ def measure_program(command: Callable[[int], list[str]], rounds: int) -> dict[in
     """Images per second that a program prints, by number of ranks."""
 
     def once(ranks: int) -> float:
-        done = subprocess.run(command(ranks), capture_output=True, text=True, check=True)
+        done = subprocess.run(command(ranks), capture_output=True, text=True, check=True, cwd=REPOSITORY)
         return float(done.stdout.split()[-1])
 
     rounds_of_ranks = [{ranks: once(ranks) for ranks in RANKS} for _ in range(rounds)]
