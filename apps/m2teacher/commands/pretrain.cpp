@@ -249,15 +249,19 @@ void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
   Dataset dataset;
   TrainedOn trained_on;
   std::unique_ptr<Pretrainer> pretrainer;
-  std::optional<RunFolder> folder;
-  std::unique_ptr<MetricsFile> metrics;
-  SavedRanks saved_ranks;
   together(ranks, [&] {
     dataset = load_dataset(settings.data);
     trained_on = {.images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};
     const TrainingData data = {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader};
     pretrainer = std::make_unique<Pretrainer>(settings.recipe, data, nullptr, ranks);
     settings.recipe = pretrainer->options();
+  });
+  check_same_images(trained_on, ranks);
+
+  std::optional<RunFolder> folder;
+  std::unique_ptr<MetricsFile> metrics;
+  SavedRanks saved_ranks;
+  together(ranks, [&] {
     if (!ranks.first()) {
       return;
     }
@@ -266,7 +270,6 @@ void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
     metrics = command.resume ? resume(*folder, settings, config, trained_on, ranks.count(), *pretrainer, saved_ranks)
                              : start(*folder, config, command.overwrite);
   });
-  check_same_images(trained_on, ranks);
   spread_state(*pretrainer, ranks, saved_ranks.others);
 
   const int64_t saved = pretrainer->steps_done() > 0 ? pretrainer->steps_done() : -1;

@@ -133,7 +133,9 @@ class Step:
         outputs = []
         for rank, share in enumerate([slice(None)] if self.synchronised else self.shares):
             prefix = "teacher." if rank == 0 else f"rank.{rank}.teacher."
-            own = {key: self.state[f"{prefix}{name}.{key}"] for key in ("running_mean", "running_var", "momentum_state")}
+            own = {
+                key: self.state[f"{prefix}{name}.{key}"] for key in ("running_mean", "running_var", "momentum_state")
+            }
             part = x[share].transpose(0, 1).flatten(1)
             n, m = part.shape[1], own["momentum_state"]
             mean = m * part.mean(1) + (1 - m) * own["running_mean"]
@@ -250,6 +252,7 @@ def test_ranks_see_together_what_one_process_sees(images: Path, tmp_path: Path, 
 def test_the_first_rank_alone_reads_and_writes(images: Path, tmp_path: Path) -> None:
     """Each rank has a folder of its own for relative paths: what another one wrote would show."""
     arguments = pretrain_arguments(images, Path("run"), steps=STEPS, checkpoint_every=5, keep=9)
+    arguments += ["--synchronise-statistics"]
     results = on_ranks(2, arguments, tmp_path)
     assert [result["code"] for result in results] == [0, 0], results
     run = tmp_path / "rank-0" / "run"
@@ -421,14 +424,14 @@ def test_wrong_command_lines_are_refused_once(images: Path, tmp_path: Path) -> N
 def rank_with_other_images(arguments: list[str], images: str, folder: str) -> dict[str, Any]:
     """The second rank finds something else behind the same relative path."""
     here = Path(folder) / f"rank-{dist.get_rank()}"
-    here.mkdir()
+    here.mkdir(exist_ok=True)
     target = Path(images) if dist.get_rank() == 0 else Path(folder) / "other"
     (here / "data").symlink_to(target)
     return command_of_a_rank(arguments, folder)
 
 
 def test_ranks_must_have_the_same_images(images: Path, tmp_path: Path) -> None:
-    # Where the path leads depends on the process: the first one's working folder counts, so name it by a link to /proc.
+    """Otherwise nothing happens to the run's folder."""
     other = tmp_path / "other"
     other.mkdir()
     for file in images.iterdir():
@@ -436,11 +439,14 @@ def test_ranks_must_have_the_same_images(images: Path, tmp_path: Path) -> None:
     pixels = read_images(images).copy()
     pixels[0] ^= 1
     write_idx(other / "train-images-idx3-ubyte.gz", pixels)
-    arguments = pretrain_arguments("idx:/proc/self/cwd/data", tmp_path / "run")
+    run = trained(1, tmp_path, images)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    arguments = [*pretrain_arguments("idx:/proc/self/cwd/data", run), "--overwrite"]
     first, second = run_ranks(2, rank_with_other_images, arguments, str(images), str(tmp_path))
     assert (first["code"], second["code"]) == (1, 1)
     assert second["stderr"].startswith("m2teacher: error: rank 1: --data: here are 1000 images of 1 x 28 x 28, not the")
     assert first["stderr"] == ""
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_an_error_of_one_rank_ends_all(images: Path, tmp_path: Path, launched: list[subprocess.Popen[str]]) -> None:
