@@ -23,6 +23,7 @@ VENV_BIN := .venv/bin
 PIP_INSTALL := $(VENV_BIN)/python -m pip install -qq
 LIBRARY := build/lib/libmomentum_bn.so
 TRAINER := build/bin/m2teacher
+TRAINER_LIBRARY := build/lib/libm2teacher.so
 PACKAGE_FILES = pyproject.toml $(shell find include python -type f -not -name '*.pyc')
 CPP_FILES = $(shell find apps include src tests -name '*.h' -o -name '*.cpp')
 TIDY_FILES = $(shell find apps src -name '*.cpp')
@@ -98,13 +99,12 @@ build/build.ninja: CMakePresets.json .venv/.torch
 	@touch $@
 
 # ninja knows what is out of date; the files' times then tell make.
-$(LIBRARY): build/build.ninja FORCE
+$(LIBRARY) $(TRAINER) $(TRAINER_LIBRARY) &: build/build.ninja FORCE
 	@echo "-- building the library and the trainer in build/"
 	@$(BUILD) --target momentum_bn m2teacher m2teacher_python $(BUILD_QUIETLY)
-$(TRAINER): $(LIBRARY)
 
-# The package takes the library that build/ holds: nothing is compiled twice.
-.venv/.package: $(LIBRARY) $(PACKAGE_FILES)
+# The package takes the libraries that build/ holds: nothing is compiled twice.
+.venv/.package: $(LIBRARY) $(TRAINER_LIBRARY) $(PACKAGE_FILES)
 	@echo "-- installing the Python package into .venv"
 	@MOMENTUM_BN_TRAINER=1 $(PIP_INSTALL) --no-build-isolation -C build-dir=build \
 	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -e '.[bench,demo,test]'
