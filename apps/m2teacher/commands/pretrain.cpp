@@ -113,13 +113,7 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
 }
 
 /// Adds a checkpoint and removes those beyond the ones to keep.
-void save(Run& run) {
-  const int64_t step = run.pretrainer.steps_done();
-  const std::map<std::string, at::Tensor> state = gather_state(run.pretrainer, run.ranks);
-  run.saved = step;
-  if (!run.ranks.first()) {
-    return;
-  }
+void write_checkpoint(const Run& run, int64_t step, const std::map<std::string, at::Tensor>& state) {
   const std::filesystem::path path = run.folder->checkpoint(step);
   run.metrics->flush();  // a checkpoint must find its rows again
   save_checkpoint(path, {.path = path,
@@ -128,6 +122,16 @@ void save(Run& run) {
                          .metrics = run.metrics->state(),
                          .state = state});
   run.folder->keep_last(run.settings.keep, step);
+}
+
+/// A checkpoint of the run as it stands, which all ranks take part in.
+void save(Run& run) {
+  const int64_t step = run.pretrainer.steps_done();
+  const std::map<std::string, at::Tensor> state = gather_state(run.pretrainer, run.ranks);
+  if (run.ranks.first()) {
+    write_checkpoint(run, step, state);
+  }
+  run.saved = step;
 }
 
 /// Metrics of a step, and a look at the accuracy where one is due.
