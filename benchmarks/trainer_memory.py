@@ -1,6 +1,6 @@
 """Whether a long training grows: resident memory of the demo's training early and late.
 
-Usage: python -m benchmarks.trainer_memory [--steps EARLY LATE] [--data FOLDER] [--binary M2TEACHER] [OPTIONS OF PRETRAIN]
+Usage: python -m benchmarks.trainer_memory [--steps EARLY LATE] [--data FOLDER] [--binary FILE] [OPTIONS OF PRETRAIN]
 """
 
 from __future__ import annotations
