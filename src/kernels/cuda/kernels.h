@@ -17,9 +17,9 @@ using Stream = void*;
 /// What launches are computed from.
 struct Device {
   int multiprocessors;
-  int capability;                       // 10 * major + minor
+  int capability;  // 10 * major + minor
   int threads_per_multiprocessor;
-  int64_t shared_memory_per_block;      // that a kernel may ask for, opt-in
+  int64_t shared_memory_per_block;  // that a kernel may ask for, opt-in
   int64_t shared_memory_per_multiprocessor;
   int64_t l2_bytes;
 };
@@ -37,7 +37,7 @@ struct State {
   void* view_var_sum;
   int64_t* view_count;
   int64_t* cur_iter;
-  void* momentum;          // double, or float where momentum_is_float; negative: cumulative average
+  void* momentum;  // double, or float where momentum_is_float; negative: cumulative average
   bool momentum_is_float;
 };
 
@@ -46,7 +46,7 @@ struct BlendArgs {
   double eps;
   int64_t total_iters;
   int64_t views_per_update;
-  bool cosine;                // else the momentum stays
+  bool cosine;  // else the momentum stays
   // What the unbiased variance of n values is multiplied with: for normalising, and for running_var. 0: published,
   // n / (n - 1) in both. 1: unbiased, 1 in both. 2: biased, (n - 1) / n and 1.
   int variance;
@@ -55,28 +55,29 @@ struct BlendArgs {
 /// y = max(0, (x - center) * scale + shift + residual), the maximum only where relu is set.
 struct ForwardArgs {
   Type type;
-  Shape shape;          // of at least one value, but with `gathered`, where it may have none
+  Shape shape;  // of at least one value, but with `gathered`, where it may have none
   const void* x;
-  const void* residual; // or null
-  void* y;              // may be x; may be residual
+  const void* residual;  // or null
+  void* y;               // may be x; may be residual
   bool relu;
-  const void* weight;   // [channels], or null; double for Type::kDouble, else float
-  const void* bias;     // the same
-  void* saved;          // [3][channels], written: see `saved` in ops/schemas.cpp; double for Type::kDouble, else float
+  const void* weight;  // [channels], or null; double for Type::kDouble, else float
+  const void* bias;    // the same
+  void* saved;         // [3][channels], written: see `saved` in ops/schemas.cpp; double for Type::kDouble, else float
   BlendArgs blend;
-  bool tracks;          // else the batch alone normalises, and `state` is not read
+  bool tracks;  // else the batch alone normalises, and `state` is not read
   State state;
-  /// Statistics of all ranks of a group, (ranks, 2 * channels + 1) doubles on the device as `_batch_statistics` has them,
-  /// merged in the ranks' order; null: those of x. With them nothing is done to the state, and nothing is written to
-  /// saved but zeros, where the ranks have no value at all.
+  /// Statistics of all ranks of a group, (ranks, 2 * channels + 1) doubles on the device as `_batch_statistics` has
+  /// them, merged in the ranks' order; null: those of x. With them nothing is done to the state, and nothing is written
+  /// to saved but zeros, where the ranks have no value at all.
   const double* gathered;
   int64_t ranks;
   /// Pure function: where not null, momentum is `fixed_momentum`, only running_mean and running_var of the state are
-  /// read (`tracks`: whether they are there), none of it is written, and the batch's mean and unbiased variance go here.
+  /// read (`tracks`: whether they are there), none of it is written, and the batch's mean and unbiased variance go
+  /// here.
   void* batch_mean;
   void* batch_var;
   double fixed_momentum;
-  void* workspace;      // forward_workspace_bytes() bytes, aligned to 256
+  void* workspace;  // forward_workspace_bytes() bytes, aligned to 256
   /// kCounters ints, 0 before and after every launch; not shared by launches that may run at the same time.
   unsigned* counters;
   Stream stream;

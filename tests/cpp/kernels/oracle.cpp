@@ -1,5 +1,7 @@
 #include "oracle.h"
 
+#include <cstddef>
+
 namespace momentum_bn::kernels::test {
 namespace {
 

@@ -1,0 +1,64 @@
+#pragma once
+
+#include "kernels/cuda/kernels.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+// How the kernels are launched: pure functions of type, shape and device.
+
+namespace momentum_bn::kernels::cuda {
+
+/// How the values are shared out. Consecutive values that a thread reads at once are a vector. A column is what lies in
+/// memory at a distance: the vectors of one channel where these are planes, and where they are rows ([outer][channels])
+/// those of `vector` neighbouring channels. A tile is some neighbouring columns, `height` threads each; its positions
+/// are split among `slices` blocks. Blocks are tiles in x and slices in y.
+struct Tiling {
+  bool rows;
+  int vector;
+  int64_t channels;
+  int64_t inner;
+  int64_t columns;
+  int64_t positions;  // vectors per column
+  int width;          // columns per tile
+  int height;
+  int channels_per_tile;
+  int64_t tiles;
+  int64_t slices;
+  int64_t positions_per_slice;
+  // From a thread's position to its next one, `height` on: so many values, so many vectors within the plane, and at the
+  // end of a plane so many values more. Rows have no planes.
+  int64_t step;
+  int64_t plane;
+  int64_t step_in_plane;
+  int64_t skip;
+
+  int threads() const { return width * height; }
+  int64_t blocks() const { return tiles * slices; }
+};
+
+/// Threads per block, at most.
+constexpr int kThreads = 256;
+/// Vectors that a thread reads before it waits for the first.
+constexpr int kBatch = 4;
+
+/// Values that can be read at once: 16 bytes' worth where sizes and the addresses given (which may be null) are
+/// multiples of it, else 1.
+int vector_of(Type type, const Shape& shape, std::initializer_list<const void*> addresses);
+
+/// Blocks that fill the device, each a few vectors of work per thread.
+Tiling tiling_of(const Shape& shape, int vector, const Device& device);
+
+/// Shared memory that sums over a tile take.
+int64_t sums_bytes(const Tiling& tiling);
+
+/// Partial sums of all slices, and after them what each channel is normalised with.
+struct WorkspaceLayout {
+  size_t partials_bytes;
+  size_t coefficients_bytes;
+};
+
+WorkspaceLayout workspace_of(Type type, const Tiling& tiling);
+
+}  // namespace momentum_bn::kernels::cuda

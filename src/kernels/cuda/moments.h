@@ -1,0 +1,147 @@
+#pragma once
+
+#include "kernels/cuda/sums.h"
+
+// A thread's sums of x - shift and of its square, where shift is a value of the channel, the same for all threads: the
+// sums of threads and blocks are merged by adding them. In the accumulate type over a run of a few values, and there of
+// x - pivot, a value of the run, so that nothing is squared that is much larger than the run's deviations; in double
+// over runs, which costs little, for devices that are slow at it.
+
+namespace momentum_bn::kernels::cuda {
+
+/// Statistics of one channel.
+struct BatchMoments {
+  double mean;
+  double m2;  // sum of squared deviations
+  double count;
+};
+
+template <typename T, int V, bool kRows>
+class Moments {
+  using A = Accumulate<T>;
+  static constexpr int N = kChannelsOf<kRows, V>;
+
+ public:
+  /// Of the channels from `channel` on, which exist.
+  __device__ Moments(const Tiling& tiling, const void* x, int64_t channel) : tiling_(tiling), x_(x) {
+    A values[V];
+    Vector<T, V>::load(x, kRows ? channel : channel * tiling.inner).get(values);
+#pragma unroll
+    for (int j = 0; j < N; ++j) shift_[j] = values[j];
+  }
+
+  /// @param keep  called with each vector, in turn
+  template <typename Keep>
+  __device__ void add(Walk<kRows, V> walk, const Keep& keep) {
+    while (walk.left > 0) {
+      const Walk<kRows, V> begin = walk;
+      Run run;
+      for (int batch = 0; batch < kBatchesPerRun && walk.left > 0; ++batch) add_batch(run, walk, keep);
+      if (is_finite(run)) {
+        take(run);
+      } else {
+        add_in_double(begin, run.vectors);
+      }
+    }
+  }
+
+  /// Of a channel with these sums over all threads.
+  __device__ static BatchMoments of_channel(const Tiling& tiling, const void* x, int64_t channel, const double* sums) {
+    A shift[1];
+    Vector<T, 1>::load(x, kRows ? channel : channel * tiling.inner).get(shift);
+    const auto count = static_cast<double>(tiling.positions * tiling.vector / (kRows ? V : 1));
+    const double mean = sums[0] / count;
+    const double m2 = sums[1] - sums[0] * mean;
+    return {static_cast<double>(shift[0]) + mean, m2 < 0 ? 0 : m2, count};
+  }
+
+  ThreadSums<N> sums;
+
+ private:
+  /// So that 64 values are added up in the accumulate type.
+  static constexpr int kBatchesPerRun = 64 / kBatch;
+
+  struct Run {
+    A pivot[N];
+    A first[V] = {};
+    A second[V] = {};
+    int vectors = 0;
+  };
+
+  template <typename Keep>
+  __device__ void add_batch(Run& run, Walk<kRows, V>& walk, const Keep& keep) {
+    int64_t at[kBatch];
+    const int count = walk.next_batch(tiling_, at);
+    Vector<T, V> vectors[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (k < count) vectors[k] = Vector<T, V>::load(x_, at[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (k >= count) continue;
+      A values[V];
+      vectors[k].get(values);
+      if (k == 0 && run.vectors == 0) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) run.pivot[j] = values[j];
+      }
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A d = values[j] - run.pivot[kRows ? j : 0];
+        run.first[j] += d;
+        run.second[j] += d * d;
+      }
+      keep(vectors[k]);
+    }
+    run.vectors += count;
+  }
+
+  __device__ static bool is_finite(const Run& run) {
+    A all = 0;
+#pragma unroll
+    for (int j = 0; j < V; ++j) all += run.second[j];
+    return isfinite(all);
+  }
+
+  __device__ void take(const Run& run) {
+    constexpr int kEach = V / N;
+    const double count = run.vectors * kEach;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      A first = run.first[j];
+      A second = run.second[j];
+#pragma unroll
+      for (int i = 1; i < kEach; ++i) {
+        first += run.first[i];
+        second += run.second[i];
+      }
+      const double away = static_cast<double>(run.pivot[j]) - static_cast<double>(shift_[j]);
+      sums.first[j] += count * away + static_cast<double>(first);
+      sums.second[j] += away * (count * away + 2 * static_cast<double>(first)) + static_cast<double>(second);
+    }
+  }
+
+  /// A run whose squares are beyond the accumulate type.
+  __device__ void add_in_double(Walk<kRows, V> walk, int vectors) {
+#pragma unroll 1
+    for (; vectors > 0; --vectors) {
+      A values[V];
+      Vector<T, V>::load(x_, walk.at).get(values);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const int n = kRows ? j : 0;
+        const double d = static_cast<double>(values[j]) - static_cast<double>(shift_[n]);
+        sums.first[n] += d;
+        sums.second[n] += d * d;
+      }
+      walk.next(tiling_);
+    }
+  }
+
+  const Tiling& tiling_;
+  const void* x_;
+  A shift_[N];
+};
+
+}  // namespace momentum_bn::kernels::cuda

@@ -1,0 +1,91 @@
+#pragma once
+
+#include "kernels/cuda/blend.h"
+#include "kernels/cuda/walk.h"
+
+// y from x.
+
+namespace momentum_bn::kernels::cuda {
+
+/// Of a thread's N channels.
+template <typename A, int N>
+struct ThreadCoefficients {
+  A center[N];
+  A scale[N];
+  A shift[N];
+
+  __device__ void set(int j, const Coefficients<A>& of_channel) {
+    center[j] = of_channel.center;
+    scale[j] = of_channel.scale;
+    shift[j] = of_channel.shift;
+  }
+};
+
+/// torch's, which keeps NaN.
+template <typename A>
+__device__ inline A relu(A value) {
+  return value <= 0 ? 0 : value;
+}
+
+template <typename T, int V, bool kRows>
+class Normalize {
+  using A = Accumulate<T>;
+
+ public:
+  __device__ Normalize(const ForwardArgs& args, const ThreadCoefficients<A, kRows ? V : 1>& coefficients)
+      : args_(args), coefficients_(coefficients) {}
+
+  /// Writes y of a vector of x whose residual is `residual`, if there is any.
+  __device__ void operator()(const Vector<T, V>& x, const Vector<T, V>& residual, int64_t at) const {
+    A values[V];
+    x.get(values);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const int n = kRows ? j : 0;
+      values[j] = (values[j] - coefficients_.center[n]) * coefficients_.scale[n] + coefficients_.shift[n];
+    }
+    if (args_.residual) {
+      A more[V];
+      residual.get(more);
+#pragma unroll
+      for (int j = 0; j < V; ++j) values[j] += more[j];
+    }
+    if (args_.relu) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) values[j] = relu(values[j]);
+    }
+    Vector<T, V> y;
+    y.set(values);
+    y.store(args_.y, at);
+  }
+
+  /// All of a thread's.
+  __device__ void run(const Tiling& tiling, Walk<kRows, V> walk) const {
+    while (walk.left > 0) {
+      int64_t at[kBatch];
+      const int count = walk.next_batch(tiling, at);
+      Vector<T, V> x[kBatch];
+      Vector<T, V> residual[kBatch];
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        if (k < count) x[k] = Vector<T, V>::load(args_.x, at[k]);
+      }
+      if (args_.residual) {
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          if (k < count) residual[k] = Vector<T, V>::load(args_.residual, at[k]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        if (k < count) (*this)(x[k], residual[k], at[k]);
+      }
+    }
+  }
+
+ private:
+  const ForwardArgs& args_;
+  const ThreadCoefficients<A, kRows ? V : 1>& coefficients_;
+};
+
+}  // namespace momentum_bn::kernels::cuda

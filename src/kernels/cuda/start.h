@@ -1,0 +1,56 @@
+#pragma once
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/launch.h"
+
+// From run-time types and sizes to an instance of a kernel, and its launch.
+
+namespace momentum_bn::kernels::cuda {
+
+struct Grid {
+  int64_t x;
+  int64_t y;
+  int threads;
+  int64_t shared_bytes;
+
+  static Grid of(const Tiling& tiling) { return {tiling.tiles, tiling.slices, tiling.threads(), sums_bytes(tiling)}; }
+};
+
+template <typename Parameters>
+int start(void (*kernel)(Parameters), const Grid& grid, Stream stream, const Parameters& parameters) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  return cudaLaunchKernelEx(&config, kernel, parameters);
+}
+
+/// run.operator()<T>() with the type of the values.
+template <typename Run>
+int with_type(Type type, const Run& run) {
+  switch (type) {
+    case Type::kFloat:
+      return run.template operator()<float>();
+    case Type::kDouble:
+      return run.template operator()<double>();
+    case Type::kBFloat16:
+      return run.template operator()<__nv_bfloat16>();
+    default:
+      return run.template operator()<__half>();
+  }
+}
+
+/// run.operator()<T, V, kRows>()
+template <typename Run>
+int with_tiling(Type type, const Tiling& tiling, const Run& run) {
+  return with_type(type, [&]<typename T>() {
+    constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+    if (tiling.rows) {
+      return tiling.vector == 1 ? run.template operator()<T, 1, true>() : run.template operator()<T, kVector, true>();
+    }
+    return tiling.vector == 1 ? run.template operator()<T, 1, false>() : run.template operator()<T, kVector, false>();
+  });
+}
+
+}  // namespace momentum_bn::kernels::cuda

@@ -1,0 +1,73 @@
+#pragma once
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/launch.h"
+
+// Which values a thread has.
+
+namespace momentum_bn::kernels::cuda {
+
+/// A thread's place in its tile: neighbouring threads read neighbouring vectors.
+struct Place {
+  int column;
+  int lane;
+
+  template <bool kRows>
+  __device__ static Place of(const Tiling& tiling) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (kRows) return {thread % tiling.width, thread / tiling.width};
+    return {thread / tiling.height, thread % tiling.height};
+  }
+};
+
+/// The first channel of a thread's column.
+template <bool kRows, int V>
+__device__ inline int64_t channel_of(const Tiling& tiling, int64_t tile, const Place& place) {
+  return (tile * tiling.width + place.column) * (kRows ? V : 1);
+}
+
+/// A thread's vectors, one after the other.
+template <bool kRows, int V>
+struct Walk {
+  int64_t at = 0;    // of the vector's first value
+  int64_t left = 0;  // vectors to go, this one counted
+  int64_t in_plane = 0;
+
+  __device__ Walk(const Tiling& tiling, int64_t tile, int64_t slice, const Place& place) {
+    const int64_t column = tile * tiling.width + place.column;
+    const int64_t first = slice * tiling.positions_per_slice + place.lane;
+    int64_t end = (slice + 1) * tiling.positions_per_slice;
+    if (end > tiling.positions) end = tiling.positions;
+    if (column >= tiling.columns || first >= end) return;
+    left = (end - first + tiling.height - 1) / tiling.height;
+    if (kRows) {
+      at = first * tiling.channels + column * V;
+    } else {
+      in_plane = first % tiling.plane;
+      at = (first / tiling.plane * tiling.channels + column) * tiling.inner + in_plane * V;
+    }
+  }
+
+  __device__ void next(const Tiling& tiling) {
+    at += tiling.step;
+    --left;
+    if (kRows) return;
+    in_plane += tiling.step_in_plane;
+    if (in_plane < tiling.plane) return;
+    in_plane -= tiling.plane;
+    at += tiling.skip;
+  }
+
+  /// Where the next vectors are, up to kBatch, and goes on behind them; how many there are.
+  __device__ int next_batch(const Tiling& tiling, int64_t (&to)[kBatch]) {
+    const int count = left < kBatch ? static_cast<int>(left) : kBatch;
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      to[k] = at;
+      if (k < count) next(tiling);
+    }
+    return count;
+  }
+};
+
+}  // namespace momentum_bn::kernels::cuda

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+// What the tests ask of the emulator (cuda_runtime.h) beside running kernels.
+
+namespace momentum_bn::emulator {
+
+/// Blocks of later launches, and the threads of each, take turns in an order drawn from `seed`; 0: in that of their
+/// indices. Results must not depend on it.
+void set_order(uint64_t seed);
+
+/// Kernels launched so far.
+int64_t launches();
+
+/// What was wrong with the launches since the last call, or "": barriers that not all threads of a block reached,
+/// writes beyond shared memory.
+std::string take_errors();
+
+}  // namespace momentum_bn::emulator

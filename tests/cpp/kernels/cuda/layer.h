@@ -1,0 +1,92 @@
+#pragma once
+
+#include "kernels/cuda/kernels.h"
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+// Calls of the CUDA kernels, run by the emulator, and what they should give, from the layer's formulas in float64.
+
+namespace momentum_bn::kernels::cuda::test {
+
+/// Values of the state. An empty running_mean: the layer does not track.
+struct LayerState {
+  std::vector<double> running_mean;
+  std::vector<double> running_var;
+  std::vector<double> view_mean_sum;
+  std::vector<double> view_var_sum;
+  int64_t num_batches_tracked = 0;
+  int64_t view_count = 0;
+  int64_t cur_iter = 0;
+  double momentum = 1;
+  bool momentum_is_float = false;
+
+  bool tracks() const { return !running_mean.empty(); }
+  /// As after some training, in the precision that `type` keeps it in.
+  static LayerState used(Type type, int64_t channels);
+};
+
+struct ForwardCall {
+  Type type = Type::kFloat;
+  Shape shape = {};
+  std::vector<double> x;
+  std::vector<double> residual;  // or empty
+  bool relu = false;
+  bool in_place = false;
+  /// Values that x, residual and y lie behind an aligned address.
+  int64_t offset = 0;
+  std::vector<double> weight;  // or empty
+  std::vector<double> bias;    // or empty
+  BlendArgs blend = {1e-5, 100, 2, true, 0};
+  /// (ranks, 2 * channels + 1), or empty
+  std::vector<double> gathered;
+  int64_t ranks = 0;
+  /// Pure function, with this momentum.
+  std::optional<double> functional_momentum;
+};
+
+struct ForwardResult {
+  std::vector<double> y;
+  std::vector<double> saved;
+  std::vector<double> batch_mean;  // of the pure function
+  std::vector<double> batch_var;
+};
+
+/// Expects what must hold for every call: no errors of the emulator, nothing written but the outputs, counters at 0.
+ForwardResult run_forward(const ForwardCall& call, LayerState& state, const Device& device);
+
+/// From the formulas.
+ForwardResult expected_forward(const ForwardCall& call, LayerState& state);
+
+/// (2 * channels + 1)
+std::vector<double> run_statistics(const ForwardCall& call, const Device& device);
+std::vector<double> expected_statistics(const Shape& shape, const std::vector<double>& x);
+
+struct BackwardCall {
+  Type type = Type::kFloat;
+  Shape shape = {};
+  std::vector<double> dy;
+  std::vector<double> x;       // or empty: no dweight
+  std::vector<double> y;       // or empty: no mask
+  std::vector<double> weight;  // or empty
+  std::vector<double> saved;
+  bool with_dx = true;
+  bool with_dresidual = false;
+  bool with_dbias = true;
+  bool in_place = false;  // dx in dy
+  int64_t offset = 0;
+};
+
+/// Empty: was not asked for.
+struct BackwardResult {
+  std::vector<double> dx;
+  std::vector<double> dresidual;
+  std::vector<double> dweight;
+  std::vector<double> dbias;
+};
+
+BackwardResult run_backward(const BackwardCall& call, const Device& device);
+BackwardResult expected_backward(const BackwardCall& call);
+
+}  // namespace momentum_bn::kernels::cuda::test

@@ -1,0 +1,16 @@
+#include "ways.h"
+
+#include "buffer.h"
+
+namespace momentum_bn::kernels::cuda::test {
+
+const std::vector<NamedDevice>& ways() {
+  static const std::vector<NamedDevice> devices = {{"two_launches", small_device(75)}};
+  return devices;
+}
+
+std::string name_of_way(const testing::TestParamInfo<std::tuple<Type, NamedDevice>>& info) {
+  return kernels::test::name_of(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name;
+}
+
+}  // namespace momentum_bn::kernels::cuda::test
