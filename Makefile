@@ -4,8 +4,9 @@
 #   PYTHON    the Python to build with (python3); its torch is used where it has one of 2.11 or newer
 #   TORCH     what pip installs where it has none
 #   SKIP_APT  1: leave Debian's packages alone
-#   ARGS      for `make bench`: its options; --help lists them
+#   ARGS      for `make bench` and `make bench-gpu`: their options; --help lists them
 #   RUN       for `make report`: the folder of a run of the trainer
+#   GPU_ARCHITECTURES  for `make gpu` and its like: compute capabilities to compile for (native: this machine's)
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -40,10 +41,19 @@ export CMAKE_EXECUTABLE = $(shell command -v cmake)
 BUILD := cmake --build --preset release
 BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 
-.PHONY: help setup demo report study test sanitize bench lint clean system-packages FORCE
+# Of the GPU commands, which install nothing and use PYTHON as it is.
+GPU_ARCHITECTURES ?= native
+GPU_OUT := runs/gpu
+GPU_ENV = env PYTHONPATH=python MOMENTUM_BN_LIBRARY=$(abspath build-gpu/lib/libmomentum_bn.so)
+GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda accuracy autograd checkpointing convert differential errors func \
+  functional inplace layouts mixed_dtypes modules ops state teacher)
+SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all
+GPU_PYTEST = $(PYTHON) -m pytest --device cuda $(GPU_TESTS)
+
+.PHONY: help setup demo report study test sanitize bench gpu bench-gpu sanitize-gpu gpu-library lint clean system-packages FORCE
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 setup: .venv/.package $(TRAINER) ## install what is missing, build, make the package importable in .venv
 
@@ -71,6 +81,27 @@ sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer and Undefined
 bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
 
+gpu: gpu-library ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu
+	@status=0; $(GPU_ENV) $(GPU_PYTEST) --junitxml $(GPU_OUT)/tests.xml 2>&1 | tee $(GPU_OUT)/tests.txt || status=1; \
+	  $(GPU_ENV) $(PYTHON) -m benchmarks.gpu --out $(GPU_OUT) $(ARGS) || status=1; exit $$status
+
+bench-gpu: gpu-library ## time the layer beside its peers on a GPU, into runs/gpu (ARGS=--quick: short)
+	@$(GPU_ENV) $(PYTHON) -m benchmarks.gpu --out $(GPU_OUT) $(ARGS)
+
+sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's memcheck and racecheck
+	@# With memory of its own for each tensor, which CUDA graphs cannot have, an access beyond one is noticed.
+	@$(GPU_ENV) PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(GPU_PYTEST) -k 'not graph' 2>&1 \
+	  | tee $(GPU_OUT)/memcheck.txt
+	@$(GPU_ENV) $(SANITIZER) --tool racecheck $(GPU_PYTEST) 2>&1 | tee $(GPU_OUT)/racecheck.txt
+
+gpu-library:
+	@echo "-- building the library with CUDA kernels in build-gpu/"
+	@mkdir -p $(GPU_OUT)
+	@{ cmake -G Ninja -B build-gpu -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$$(command -v $(PYTHON))" \
+	    -DMOMENTUM_BN_CUDA=ON -DMOMENTUM_BN_CUDA_ARCHITECTURES='$(GPU_ARCHITECTURES)' \
+	    -DMOMENTUM_BN_BUILD_TRAINER=OFF -DMOMENTUM_BN_BUILD_TESTS=OFF && cmake --build build-gpu; } \
+	  >$(GPU_OUT)/build.txt 2>&1 || { cat $(GPU_OUT)/build.txt >&2; exit 1; }
+
 lint: .venv/.lint .venv/.package ## check style, types and common mistakes, in both languages
 	@$(VENV_BIN)/ruff check .
 	@$(VENV_BIN)/ruff format --check .
@@ -79,7 +110,7 @@ lint: .venv/.lint .venv/.package ## check style, types and common mistakes, in b
 	@printf '%s\n' $(TIDY_FILES) | xargs -P "$$(nproc)" -n 1 $(VENV_BIN)/clang-tidy --quiet -p build --extra-arg=-fno-openmp
 
 clean: ## remove .venv, build folders and caches (keeps runs/)
-	@rm -rf .venv build build-debug build-asan build-tsan dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build build-debug build-asan build-tsan build-gpu dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system-packages:

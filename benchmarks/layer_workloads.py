@@ -22,14 +22,14 @@ def forward_workload(case: Case, compiled: bool) -> Workload:
     """Forward in training mode without gradients, as in a teacher. ``compiled`` adds torch.compile of the peers."""
     x, residual, overwritten, out = case.make(), case.make(), case.make(), case.make()
     rectified = case.make()
-    layer = _ours(case)
-    inplace = _ours(case, inplace=True)
-    fused = _ours(case, inplace=True, activation="relu")
+    layer = make_ours(case)
+    inplace = make_ours(case, inplace=True)
+    fused = make_ours(case, inplace=True, activation="relu")
     with torch.no_grad():
         # Over its own output again and again, a ReLU would leave fewer and fewer values other than 0.
         fused.bias.fill_(2.0)
-    torch_layer = _torch(case)
-    published = _published(case)
+    torch_layer = make_torch(case)
+    published = make_published(case)
     calls: dict[str, Call] = {
         names.COPY: lambda: out.copy_(x),
         names.RELU: lambda: rectified.relu_(),
@@ -61,10 +61,10 @@ def training_workload(case: Case, compiled: bool) -> Workload:
     x = case.make().requires_grad_()
     dy, overwritten, out = case.make(), case.make(), case.make()
     models: dict[str, nn.Module] = {
-        names.OURS: _ours(case),
-        names.OURS_RELU: _ours(case, activation="relu"),
-        names.TORCH: _torch(case),
-        names.PUBLISHED: _published(case),
+        names.OURS: make_ours(case),
+        names.OURS_RELU: make_ours(case, activation="relu"),
+        names.TORCH: make_torch(case),
+        names.PUBLISHED: make_published(case),
     }
     peers = _compiled_peers(case) if compiled else {}
 
@@ -108,7 +108,7 @@ def _compiled_peers(case: Case) -> dict[str, nn.Module]:
     # Shapes of earlier cases would otherwise make the compiler assume shapes that change, and give up in the end.
     torch.compiler.reset()
     peers: dict[str, nn.Module] = {
-        names.TORCH_COMPILED: _torch(case),
+        names.TORCH_COMPILED: make_torch(case),
         names.PUBLISHED_COMPILED: PublishedFormulas(case),
     }
     for peer in peers.values():
@@ -116,16 +116,16 @@ def _compiled_peers(case: Case) -> dict[str, nn.Module]:
     return peers
 
 
-def _ours(case: Case, **options: object) -> momentum_bn.MomentumBatchNorm:
+def make_ours(case: Case, **options: object) -> momentum_bn.MomentumBatchNorm:
     layer = momentum_bn.MomentumBatchNorm1d if len(case.shape) == 2 else momentum_bn.MomentumBatchNorm2d
     return layer(case.channels, total_iters=TOTAL_ITERS, **options)  # type: ignore[arg-type]
 
 
-def _torch(case: Case) -> nn.BatchNorm1d | nn.BatchNorm2d:
+def make_torch(case: Case) -> nn.BatchNorm1d | nn.BatchNorm2d:
     return (nn.BatchNorm1d if len(case.shape) == 2 else nn.BatchNorm2d)(case.channels)
 
 
-def _published(case: Case) -> nn.Module:
+def make_published(case: Case) -> nn.Module:
     """Its parameters have x's dtype: mixed ones would promote the output."""
     return PublishedBatchNorm(case.channels, total_iters=TOTAL_ITERS).to(case.dtype)
 

@@ -41,19 +41,25 @@ def time_workload(workload: Workload, rounds: int, seconds_per_call: float = 0.0
     Raises:
         ArithmeticError: the calls have left values whose arithmetic is slower than that of others, or means nothing.
     """
-    absent = {}
     with torch.set_grad_enabled(workload.with_grad):
         calls = dict(workload.calls)
-        for name in workload.may_fail:
-            try:
-                calls[name]()
-            except Exception as error:  # a compiler may fail in any way
-                del calls[name]
-                absent[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        absent = drop_failing(calls, workload.may_fail)
         seconds = interleaved_seconds(calls, rounds, seconds_per_call)
         for tensor in workload.written():
             check_ordinary(tensor.detach(), f"{workload.case}, {workload.phase}")
     return Section(workload.case, workload.phase, workload.unit, seconds, absent)
+
+
+def drop_failing(calls: dict[str, Call], may_fail: Iterable[str]) -> dict[str, str]:
+    """Runs the calls of these names once, and takes those out that fail. Returns why, by name."""
+    absent = {}
+    for name in may_fail:
+        try:
+            calls[name]()
+        except Exception as error:  # a compiler may fail in any way
+            del calls[name]
+            absent[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    return absent
 
 
 def check_ordinary(values: Tensor, what: str) -> None:

@@ -9,6 +9,17 @@
 #include <sstream>
 
 namespace momentum_bn {
+namespace {
+
+const char* cuda_kernels() {
+#ifdef MOMENTUM_BN_CUDA
+  return "built for compute capability " MOMENTUM_BN_CUDA;
+#else
+  return "not built; tensors on a GPU take the composite path";
+#endif
+}
+
+}  // namespace
 
 std::string show_config() {
   std::ostringstream text;
@@ -16,7 +27,7 @@ std::string show_config() {
        << "CPU kernels built: " << kernels::built_capabilities() << "\n"
        << "CPU kernels in use: " << kernels::capability_in_use() << " (ATEN_CPU_CAPABILITY=default or avx2 lowers it)\n"
        << "CPU threads: " << at::get_num_threads() << ", " << cpu::threads_come_from() << "\n"
-       << "CUDA kernels: not built; tensors on a GPU take the composite path\n"
+       << "CUDA kernels: " << cuda_kernels() << "\n"
        << "Other devices: composite path (torch's own operations)\n";
   return text.str();
 }

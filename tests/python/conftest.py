@@ -12,6 +12,40 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", help="where tests make tensors and layers that name no device: cpu, cuda"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu_only: about the CPU; left out with another --device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    device = torch.device(config.getoption("--device", default="cpu"))
+    if device.type == "cpu":
+        return
+    usable = device.type != "cuda" or torch.cuda.is_available()
+    absent = pytest.mark.skip(reason=f"--device {device}: torch finds no such device here")
+    for item in items:
+        if not usable:
+            item.add_marker(absent)
+        elif item.get_closest_marker("cpu_only"):
+            item.add_marker(pytest.mark.skip(reason=f"--device {device}: a test of the CPU"))
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tensors and layers that name no device are made on the one that --device names."""
+    device = request.config.getoption("--device", default="cpu")
+    if device != "cpu":  # torch's own default: nothing is set, and nothing stands between a test and torch
+        torch.set_default_device(device)
+    yield
+    if device != "cpu":
+        torch.set_default_device(None)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)

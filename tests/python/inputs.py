@@ -57,16 +57,18 @@ def suggested_strides(x: Tensor) -> tuple[int, ...]:
 def randn(
     *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0, shift: float = 0.0
 ) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift).to(dtype)
+    """The same values on every device; on the one of --device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale + shift
+    return values.to(torch.get_default_device(), dtype)
 
 
 def randomise_parameters(module: nn.Module, seed: int = 0) -> nn.Module:
     """Weights in [0.5, 1.5], biases in [-0.5, 0.5]."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
         for parameter in (module.weight, module.bias):
             if parameter is not None:
-                values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5
+                values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64, device="cpu") - 0.5
                 parameter.copy_(values + 1 if parameter is module.weight else values)
     return module

@@ -176,6 +176,7 @@ def test_gradient_of_relu_at_nan_is_torchs():
     assert_close(actual, expected, equal_nan=True)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ def test_functional_statistics_of_sixteen_bit_input_are_float32(dtype):
     ],
     ids=str,
 )  # fmt: skip
+@pytest.mark.cpu_only  # on a GPU torch has other words
 @pytest.mark.parametrize("training", [True, False])
 def test_other_mixtures_of_dtypes_are_an_error_as_in_torch(input_dtype, parameter_dtype, training):
     x = randn(4, 3, 5, 5, dtype=input_dtype)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from torch.testing._internal import common_modules
 
 import momentum_bn
 from inputs import LAYERS, TORCH_LAYERS, layer_for, randn, randomise_parameters
@@ -22,8 +21,11 @@ SHAPES = {"1d_2d": (4, 5), "1d_3d": (4, 5, 3), "2d": (3, 5, 4, 2), "3d": (2, 5, 
 
 def torch_module_inputs(dim: int, training: bool):
     """The inputs that torch tests its own BatchNorm with."""
+    pytest.importorskip("expecttest", reason="torch's own tests import expecttest")
+    from torch.testing._internal import common_modules
+
     make = getattr(common_modules, f"module_inputs_torch_nn_BatchNorm{dim}d")
-    return make(None, device="cpu", dtype=torch.float64, requires_grad=True, training=training)
+    return make(None, device=torch.get_default_device(), dtype=torch.float64, requires_grad=True, training=training)
 
 
 # --- the interface --------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ def test_device_ctx_init():
 
 
 def test_meta_layer_becomes_new_when_given_memory_and_reset():
-    m = momentum_bn.MomentumBatchNorm2d(3, momentum=0.75, device="meta").to_empty(device="cpu")
+    m = momentum_bn.MomentumBatchNorm2d(3, momentum=0.75, device="meta").to_empty(device=torch.get_default_device())
     m.reset_parameters()
     fresh = momentum_bn.MomentumBatchNorm2d(3, momentum=0.75)
     for name, value in fresh.state_dict().items():

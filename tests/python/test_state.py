@@ -8,8 +8,6 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import load as safetensors_load
-from safetensors.torch import save as safetensors_save
 from torch import nn
 
 import momentum_bn
@@ -50,8 +48,9 @@ def through_torch_save(m, options):
 
 
 def through_safetensors(m, options):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
     fresh = build(options)
-    fresh.load_state_dict(safetensors_load(safetensors_save(m.state_dict())), strict=True)
+    fresh.load_state_dict(safetensors.load(safetensors.save(m.state_dict())), strict=True)
     return fresh
 
 
@@ -124,7 +123,7 @@ def test_total_iters_is_not_state():
 
 @pytest.mark.parametrize("cast", [
     lambda m: m.half().float(), lambda m: m.to(torch.bfloat16).to(torch.float32), lambda m: m.bfloat16().float(),
-    lambda m: m.to("cpu", torch.float16).float(), lambda m: m.double().half().float(),
+    lambda m: m.to(torch.get_default_device(), torch.float16).float(), lambda m: m.double().half().float(),
     lambda m: m.type(torch.float16).float(),
     lambda m: nn.Sequential(m).half().float()[0],
 ])  # fmt: skip

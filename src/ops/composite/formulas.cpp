@@ -260,4 +260,24 @@ void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_
   momentum.copy_(at::where(moved.logical_and(momentum >= 0), scheduled, momentum));
 }
 
+at::Tensor weight_of_student(const at::Tensor& updates, int64_t total_iters, double param_momentum) {
+  check_total_iters(total_iters);
+  check_param_momentum(param_momentum);
+  const auto progress = updates.clamp_max(total_iters).to(blend_type(updates)) / total_iters;
+  return ((progress * M_PI).cos() + 1) * (0.5 * (1 - param_momentum));
+}
+
+void teacher_update(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
+                    int64_t total_iters, double param_momentum) {
+  check_pairs(teacher, master, student);
+  const auto weight = weight_of_student(updates, total_iters, param_momentum);
+  for (size_t i = 0; i < teacher.size(); ++i) {
+    const bool has_master = master[i].numel() > 0;
+    const auto& average = has_master ? master[i] : teacher[i];
+    average.lerp_(student[i].to(average.scalar_type()), weight.to(average.options()));
+    if (has_master) teacher[i].copy_(average);
+  }
+  updates.add_(1);
+}
+
 }  // namespace momentum_bn::composite

@@ -58,4 +58,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> functional_forward(
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule,
                       const at::Tensor& where);
 
+/// 1 - the teacher's param momentum, 0-d on the device of `updates`: at most 1 - param_momentum.
+at::Tensor weight_of_student(const at::Tensor& updates, int64_t total_iters, double param_momentum);
+
+/// Each parameter of the teacher, or its master where it has one, moves to the student's by weight_of_student.
+void teacher_update(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
+                    int64_t total_iters, double param_momentum);
+
 }  // namespace momentum_bn::composite

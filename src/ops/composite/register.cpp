@@ -75,23 +75,6 @@ void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total
   advance_schedule(cur_iter, momentum, total_iters, schedule_of(schedule), {});
 }
 
-void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
-                     int64_t total_iters, double param_momentum) {
-  check_pairs(teacher, master, student);
-  check_total_iters(total_iters);
-  check_param_momentum(param_momentum);
-  const auto type = updates.device().is_mps() ? at::kFloat : at::kDouble;
-  const auto progress = updates.clamp_max(total_iters).to(type) / total_iters;
-  const auto weight_of_student = ((progress * M_PI).cos() + 1) * (0.5 * (1 - param_momentum));
-  for (size_t i = 0; i < teacher.size(); ++i) {
-    const bool has_master = master[i].numel() > 0;
-    const auto& average = has_master ? master[i] : teacher[i];
-    average.lerp_(student[i].to(average.scalar_type()), weight_of_student.to(average.options()));
-    if (has_master) teacher[i].copy_(average);
-  }
-  updates.add_(1);
-}
-
 /// One state cannot take in many examples at once, and a collective is not mapped.
 void check_can_be_mapped(const at::Tensor& x, at::TensorList state, bool in_group) {
   TORCH_CHECK_VALUE(!in_group,
@@ -144,7 +127,7 @@ TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
   m.impl("_backward", backward);
   m.impl("_backward_", backward_);
   m.impl("_advance_schedule_", advance_schedule_);
-  m.impl("_teacher_update_", teacher_update_);
+  m.impl("_teacher_update_", teacher_update);
 }
 
 TORCH_LIBRARY_IMPL(momentum_bn, FuncTorchBatched, m) {

@@ -31,47 +31,11 @@ int64_t pitch(int64_t channels) { return channels + kernels::kPadding; }
 
 }  // namespace
 
-kernels::Type kernel_type(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return kernels::Type::kFloat;
-    case at::kDouble:
-      return kernels::Type::kDouble;
-    case at::kBFloat16:
-      return kernels::Type::kBFloat16;
-    default:
-      return kernels::Type::kHalf;
-  }
-}
-
-double values_per_channel(const at::Tensor& x) {
-  return static_cast<double>(x.numel()) / static_cast<double>(x.size(1));
-}
-
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule) {
   const int64_t next = ++*cur_iter.mutable_data_ptr<int64_t>();
   if (schedule == Schedule::Cosine && read_momentum(momentum) >= 0) {
     write_momentum(momentum, scheduled_momentum(next, total_iters));
   }
-}
-
-ChannelArray::ChannelArray(const at::Tensor& tensor, at::ScalarType accumulate) {
-  if (!tensor.defined() || tensor.numel() == 0) return;
-  if (tensor.scalar_type() == accumulate && tensor.is_contiguous()) {
-    data_ = const_cast<void*>(tensor.const_data_ptr());
-    return;
-  }
-  tensor_ = &tensor;
-  copy_ = tensor.to(accumulate, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
-  data_ = copy_.data_ptr();
-}
-
-ChannelArray::ChannelArray(const ops::MaybeTensor& tensor, at::ScalarType accumulate) {
-  if (tensor) *this = ChannelArray(*tensor, accumulate);
-}
-
-void ChannelArray::write_back() const {
-  if (tensor_) tensor_->copy_(copy_);
 }
 
 Doubles::Memory& Doubles::kept() {

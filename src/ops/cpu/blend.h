@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/kernels.h"
 #include "ops/config.h"
+#include "ops/kernel_arguments.h"
 #include "ops/ops.h"
 #include "ops/state.h"
 
@@ -13,32 +14,8 @@
 
 namespace momentum_bn::cpu {
 
-kernels::Type kernel_type(at::ScalarType dtype);
-
-/// Of x alone.
-double values_per_channel(const at::Tensor& x);
-
 /// cur_iter += 1 and the momentum that belongs to it.
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule);
-
-/// A tensor (C) as the kernels take it: dense and in their accumulate type. Undefined, also where there is none or it
-/// is empty: null.
-class ChannelArray {
- public:
-  ChannelArray() = default;
-  /// The tensor must outlive this.
-  ChannelArray(const at::Tensor& tensor, at::ScalarType accumulate);
-  ChannelArray(const ops::MaybeTensor& tensor, at::ScalarType accumulate);
-
-  void* data() const { return data_; }
-  /// Hands what the kernels wrote to the tensor, where they were given a copy.
-  void write_back() const;
-
- private:
-  void* data_ = nullptr;
-  const at::Tensor* tensor_ = nullptr;
-  at::Tensor copy_;
-};
 
 /// Uninitialised memory for `size` doubles. Each thread keeps what its last call used, up to kKept, for the next one:
 /// as much as some thousand channels take, the system would map and unmap at each call.

@@ -10,9 +10,9 @@
 #include "ops/cpu/parallel_for.h"
 #include "ops/group.h"
 #include "ops/inputs.h"
+#include "ops/kernel_arguments.h"
 #include "ops/ops.h"
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -22,28 +22,9 @@
 namespace momentum_bn::cpu {
 namespace {
 
-using kernels::Shape;
 using ops::MaybeTensor;
 using ops::MaybeWord;
 using ops::Word;
-
-/// x's values as the kernels see them, where they lie densely in `format`.
-Shape shape_of(const at::Tensor& x, at::MemoryFormat format) {
-  if (x.numel() == 0) return {0, x.size(1), 1};
-  const int64_t spatial = x.numel() / (x.size(0) * x.size(1));
-  if (format == at::MemoryFormat::Contiguous) return {x.size(0), x.size(1), spatial};
-  return {x.size(0) * spatial, x.size(1), 1};
-}
-
-const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
-
-at::Tensor dense(const MaybeTensor& tensor, at::MemoryFormat format) {
-  return tensor && tensor->defined() ? tensor->contiguous(format) : at::Tensor();
-}
-
-at::Tensor empty_saved(const at::Tensor& x) {
-  return at::empty({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
-}
 
 /// What one forward pass has beside x and the parameters.
 struct Pass {
@@ -84,13 +65,6 @@ void run_forward(const at::Tensor& x, const at::Tensor& y, bool warm, at::Memory
   args.stream = warm;
   blend.attach(args);
   pass.group ? run_with_statistics(*pass.group, args) : kernels::table().forward(args);
-}
-
-/// Whether writing x value by value could change a value of the residual that is still to be read.
-bool overwrites_residual(const at::Tensor& x, const MaybeTensor& residual) {
-  if (!residual || !residual->defined()) return false;
-  const auto overlap = at::get_overlap_status(x, *residual);
-  return overlap != at::MemOverlapStatus::No && overlap != at::MemOverlapStatus::Full;
 }
 
 /// The same where x is to hold the result, whatever its strides.

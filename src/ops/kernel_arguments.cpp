@@ -1,0 +1,69 @@
+#include "ops/kernel_arguments.h"
+
+#include "ops/composite/formulas.h"
+
+#include <ATen/MemoryOverlap.h>
+#include <ATen/ops/empty.h>
+
+namespace momentum_bn {
+
+kernels::Type kernel_type(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return kernels::Type::kFloat;
+    case at::kDouble:
+      return kernels::Type::kDouble;
+    case at::kBFloat16:
+      return kernels::Type::kBFloat16;
+    default:
+      return kernels::Type::kHalf;
+  }
+}
+
+double values_per_channel(const at::Tensor& x) {
+  return static_cast<double>(x.numel()) / static_cast<double>(x.size(1));
+}
+
+kernels::Shape shape_of(const at::Tensor& x, at::MemoryFormat format) {
+  if (x.numel() == 0) return {0, x.size(1), 1};
+  const int64_t spatial = x.numel() / (x.size(0) * x.size(1));
+  if (format == at::MemoryFormat::Contiguous) return {x.size(0), x.size(1), spatial};
+  return {x.size(0) * spatial, x.size(1), 1};
+}
+
+const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+
+at::Tensor dense(const ops::MaybeTensor& tensor, at::MemoryFormat format) {
+  return tensor && tensor->defined() ? tensor->contiguous(format) : at::Tensor();
+}
+
+at::Tensor empty_saved(const at::Tensor& x) {
+  return at::empty({3, x.size(1)}, x.options().dtype(composite::accumulate_type(x.scalar_type())));
+}
+
+bool overwrites_residual(const at::Tensor& x, const ops::MaybeTensor& residual) {
+  if (!residual || !residual->defined()) return false;
+  const auto overlap = at::get_overlap_status(x, *residual);
+  return overlap != at::MemOverlapStatus::No && overlap != at::MemOverlapStatus::Full;
+}
+
+ChannelArray::ChannelArray(const at::Tensor& tensor, at::ScalarType accumulate) {
+  if (!tensor.defined() || tensor.numel() == 0) return;
+  if (tensor.scalar_type() == accumulate && tensor.is_contiguous()) {
+    data_ = const_cast<void*>(tensor.const_data_ptr());
+    return;
+  }
+  tensor_ = &tensor;
+  copy_ = tensor.to(accumulate, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
+  data_ = copy_.data_ptr();
+}
+
+ChannelArray::ChannelArray(const ops::MaybeTensor& tensor, at::ScalarType accumulate) {
+  if (tensor) *this = ChannelArray(*tensor, accumulate);
+}
+
+void ChannelArray::write_back() const {
+  if (tensor_) tensor_->copy_(copy_);
+}
+
+}  // namespace momentum_bn

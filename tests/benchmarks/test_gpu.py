@@ -1,0 +1,131 @@
+"""The GPU benchmark's parts that need no GPU: what is computed, what is counted, what is printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import names
+from benchmarks.cases import Case
+from benchmarks.gpu import workloads
+from benchmarks.gpu.__main__ import IN_A_GRAPH, plan
+from benchmarks.gpu.cases import LARGE_CASES, QUICK_CASES, SMALL_CASES, bytes_of, tensors_moved
+from benchmarks.gpu.report import Timings, report, write
+from benchmarks.gpu.timing import in_turn, sets_past_cache
+from benchmarks.layer_workloads import make_ours
+from benchmarks.results import Section
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = [Case((4, 3, 5, 5), True), Case((8, 5)), Case((2, 16, 4, 4), False, torch.bfloat16)]
+
+
+def test_cases_cover_shapes_batches_dtypes_and_layouts() -> None:
+    every = [case.name for case in LARGE_CASES]
+    assert len(set(every)) == len(every) == 5 * 4 * 2 * 2
+    assert {case.shape[0] for case in LARGE_CASES} == {32, 64, 128, 256}
+    assert len(QUICK_CASES) == 8
+    assert bytes_of(Case((2, 3, 4, 5), dtype=torch.bfloat16)) == 2 * 3 * 4 * 5 * 2
+
+
+@pytest.mark.parametrize(
+    ("call", "phase", "tensors"),
+    [
+        (names.COPY, names.TRAINING, 2),
+        (names.OURS_FRESH, names.FORWARD, 2),
+        (names.OURS_INPLACE_RESIDUAL_RELU, names.FORWARD, 3),
+        (names.TORCH, names.TRAINING, 5),
+        (names.OURS_RELU, names.TRAINING, 6),
+    ],
+)
+def test_tensors_that_must_be_moved(call: str, phase: str, tensors: int) -> None:
+    assert tensors_moved(call, phase) == tensors
+
+
+def test_sets_of_inputs_pass_the_cache_within_memory() -> None:
+    assert sets_past_cache(10, 50, 10**6) == 21
+    assert sets_past_cache(10**6, 50, 10**9) == 2
+    assert sets_past_cache(10, 50, 45) == 4
+    assert sets_past_cache(10**6, 50, 10) == 1
+
+
+def test_calls_in_turn() -> None:
+    order: list[str] = []
+    call = in_turn([lambda name=name: order.append(name) for name in "ab"])
+    for _ in range(5):
+        call()
+    assert "".join(order) == "ababa"
+
+
+@pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
+def test_every_call_of_a_workload_runs(case: Case) -> None:
+    with torch.no_grad():
+        forward = workloads.forward_calls(case, sets=2, compiled=False)
+        for _ in range(6):
+            for name, call in forward.items():
+                y = call()
+                assert isinstance(y, torch.Tensor) and y.shape == case.shape, name
+                assert torch.isfinite(y).all(), name
+    training = workloads.training_calls(case, sets=2, compiled=False)
+    for name, call in training.items():
+        results = call()
+        if name != names.COPY:
+            assert [tuple(r.shape) for r in results] == [case.shape, (case.shape[1],), (case.shape[1],)], name
+    for calls, phase in ((forward, names.FORWARD), (training, names.TRAINING)):
+        assert {names.COPY, names.TORCH, names.TORCH_NATIVE, names.PUBLISHED} <= calls.keys()
+        assert all(tensors_moved(name, phase) >= 2 for name in calls)
+
+
+def test_composite_is_the_layer_by_other_operations() -> None:
+    case = TINY[0]
+    composite, layer = workloads.Composite(case), make_ours(case)
+    with torch.no_grad():
+        for _ in range(3):
+            x = case.make()
+            torch.testing.assert_close(composite(x), layer(x))
+    torch.testing.assert_close(composite.layer.state_dict(), layer.state_dict())
+
+
+def test_plan_selects_by_name() -> None:
+    assert len(list(plan("", quick=False, rounds=1))) == 2 * len(LARGE_CASES) + len(SMALL_CASES) + 4
+    assert len(list(plan("7x7", quick=True, rounds=1))) == 2 * 4 + 1
+    assert not list(plan("no such case", quick=False, rounds=1))
+
+
+def example() -> list[Timings]:
+    section = Section("case", names.FORWARD, names.COPY, {names.COPY: [1e-3, 2e-3, 1e-3], names.OURS_FRESH: [2e-3] * 3})
+    small = Section("small", IN_A_GRAPH, names.COPY, {names.COPY: [1e-6]}, {names.PUBLISHED_COMPILED: "no triton"})
+    return [Timings(section, {names.COPY: 2 * 10**9, names.OURS_FRESH: 3 * 10**9}), Timings(small, {})]
+
+
+def test_bandwidth_and_share_of_copy() -> None:
+    timing = example()[0]
+    assert timing.bandwidth(names.COPY) == pytest.approx(2e12)
+    assert timing.bandwidth(names.OURS_FRESH) == pytest.approx(1.5e12)
+    assert timing.share_of_copy(names.OURS_FRESH) == pytest.approx(0.75)
+
+
+def test_report_and_file(tmp_path: Path) -> None:
+    tables = report({"GPU": "G", "driver": "D"}, 3, example()).splitlines()
+    assert tables[0].split() == ["GPU:", "G"]
+    row = next(line for line in tables if line.startswith(f"  {names.OURS_FRESH}"))
+    assert row.removeprefix(f"  {names.OURS_FRESH}").split() == ["2000.0", "2.00", "1500", "75%"]
+    assert f"  not timed: {names.PUBLISHED_COMPILED} (no triton)" in tables
+    write(tmp_path / "new" / "benchmark.json", {"GPU": "G"}, 3, example())
+    kept = json.loads((tmp_path / "new" / "benchmark.json").read_text())
+    assert kept["machine"] == {"GPU": "G"}
+    assert kept["sections"][0]["section"]["seconds"][names.COPY] == [1e-3, 2e-3, 1e-3]
+    assert kept["sections"][0]["bytes_moved"][names.OURS_FRESH] == 3 * 10**9
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be timed")
+def test_command_without_a_gpu(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "torch finds no GPU here: nothing to time"
+    assert not list(tmp_path.iterdir())
