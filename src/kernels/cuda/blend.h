@@ -62,21 +62,23 @@ class ChannelBlend {
     norm_var_ = blended(norm_var_, running_var_);
   }
 
-  /// Writes `saved`, too.
   __device__ Coefficients<A> coefficients() const {
-    const double rstd = 1 / sqrt(norm_var_ + args_.blend.eps);
-    const double factor = args_.weight ? rstd * channel_value<A>(args_.weight, channel_) : rstd;
+    const double factor = args_.weight ? rstd() * channel_value<A>(args_.weight, channel_) : rstd();
     const double bias = args_.bias ? channel_value<A>(args_.bias, channel_) : 0;
     // What the mean loses to rounding goes into the shift: exact also where it is far larger than the deviation.
     const A center = static_cast<A>(norm_mean_);
-    const double rest = isfinite(center) ? norm_mean_ - static_cast<double>(center) : 0;
+    // A weight of 0 leaves the bias, also where x - center overflows.
+    return {factor == 0 ? 0 : center, static_cast<A>(factor), static_cast<A>(bias - rest(center) * factor)};
+  }
+
+  /// Writes `saved`.
+  __device__ void save() const {
+    const A center = static_cast<A>(norm_mean_);
     A* saved = static_cast<A*>(args_.saved);
     const int64_t channels = args_.shape.channels;
     saved[channel_] = center;
-    saved[channels + channel_] = static_cast<A>(rest);
-    saved[2 * channels + channel_] = static_cast<A>(rstd);
-    // A weight of 0 leaves the bias, also where x - center overflows.
-    return {factor == 0 ? 0 : center, static_cast<A>(factor), static_cast<A>(bias - rest * factor)};
+    saved[channels + channel_] = static_cast<A>(rest(center));
+    saved[2 * channels + channel_] = static_cast<A>(rstd());
   }
 
   /// Takes the batch into the state, or writes it where the caller wants it.
@@ -90,6 +92,9 @@ class ChannelBlend {
   }
 
  private:
+  __device__ double rstd() const { return 1 / sqrt(norm_var_ + args_.blend.eps); }
+  __device__ double rest(A center) const { return isfinite(center) ? norm_mean_ - static_cast<double>(center) : 0; }
+
   __device__ static double momentum_now(const State& state) {
     const double momentum = StoredMomentum{state.momentum, state.momentum_is_float}.get();
     return momentum >= 0 ? momentum : 1 / static_cast<double>(*state.cur_iter + 1);
@@ -139,7 +144,10 @@ __device__ inline void move_scalars(const ForwardArgs& args) {
                                                                   args.blend.cosine);
 }
 
-/// Whether the state is to be written.
-__device__ inline bool updates_state(const ForwardArgs& args) { return args.tracks && !args.batch_mean; }
+/// Moves the scalars in the last to get here of `blocks`, each of which has updated its channels. By all threads.
+__device__ inline void finish_state(const ForwardArgs& args, int64_t blocks) {
+  if (!args.tracks || args.batch_mean) return;
+  if (is_last_block(args.counters, static_cast<unsigned>(blocks)) && threadIdx.x == 0) move_scalars(args);
+}
 
 }  // namespace momentum_bn::kernels::cuda

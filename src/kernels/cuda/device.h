@@ -91,6 +91,30 @@ __device__ inline unsigned char* shared_memory() {
 #endif
 }
 
+// Of blocks in a cluster, which only devices with clusters launch.
+
+/// Waits for all threads of the cluster; each can then read what others wrote to their shared memory.
+__device__ inline void cluster_arrive() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();
+#endif
+}
+__device__ inline void cluster_wait() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  __cluster_barrier_wait();
+#endif
+}
+
+/// Where block `rank` of the cluster has what this block has at `address`.
+template <typename V>
+__device__ inline const V* in_cluster(const V* address, int rank) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  return static_cast<const V*>(__cluster_map_shared_rank(address, static_cast<unsigned>(rank)));
+#else
+  return address;
+#endif
+}
+
 /// An element of an array [channels] of double for Type::kDouble, else float.
 template <typename A>
 __device__ inline double channel_value(const void* values, int64_t channel) {

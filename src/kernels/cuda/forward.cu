@@ -5,6 +5,7 @@
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/moments.h"
 #include "kernels/cuda/normalize.h"
+#include "kernels/cuda/on_chip.h"
 #include "kernels/cuda/start.h"
 
 namespace momentum_bn::kernels::cuda {
@@ -30,13 +31,8 @@ __device__ void finish_channel(const ForwardParameters& p, int64_t channel, cons
   }
   const ChannelBlend<A> blend(p.args, channel, batch);
   static_cast<Coefficients<A>*>(p.coefficients)[channel] = blend.coefficients();
+  blend.save();
   blend.update();
-}
-
-/// Moves the state's scalars in the block that ends last of `blocks`.
-__device__ void finish_block(const ForwardParameters& p, int64_t blocks) {
-  if (p.statistics || !updates_state(p.args)) return;
-  if (is_last_block(p.args.counters, static_cast<unsigned>(blocks)) && threadIdx.x == 0) move_scalars(p.args);
 }
 
 template <typename T, int V, bool kRows>
@@ -54,10 +50,11 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
   sums.merge_lanes(tiling, place);
   if (!sums.merge_slices(tiling, place, p.partials, p.args.counters + 1 + tile)) return;
   for_channels_of_tile(tiling, sums, place, [&](int64_t channel, const double* of_channel) {
-    const auto batch = Moments<T, V, kRows>::of_channel(tiling, p.args.x, channel, of_channel);
+    using OfTile = Moments<T, V, kRows>;
+    const auto batch = OfTile::of_channel(tiling, OfTile::shift_of(tiling, p.args.x, channel), of_channel);
     finish_channel<Accumulate<T>>(p, channel, batch);
   });
-  finish_block(p, tiling.tiles);
+  if (!p.statistics) finish_state(p.args, tiling.tiles);
 }
 
 template <typename T, int V, bool kRows>
@@ -72,10 +69,10 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_consta
   if (walk.left == 0) return;
   const auto* of_channel =
       static_cast<const Coefficients<A>*>(p.coefficients) + channel_of<kRows, V>(tiling, tile, place);
-  ThreadCoefficients<A, kChannelsOf<kRows, V>> coefficients;
-#pragma unroll
-  for (int j = 0; j < kChannelsOf<kRows, V>; ++j) coefficients.set(j, of_channel[j]);
-  Normalize<T, V, kRows>(p.args, coefficients).run(tiling, walk);
+  const ThreadCoefficients<A, kChannelsOf<kRows, V>> coefficients(of_channel);
+  Normalize<T, V, kRows>(p.args, coefficients).run(tiling, walk, [&](int64_t at) {
+    return Vector<T, V>::load(p.args.x, at);
+  });
 }
 
 /// Of all ranks, in their order: Chan, Golub, LeVeque 1979.
@@ -107,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) gathered_kernel(const __grid_constan
     return;
   }
   if (channel < channels) finish_channel<A>(p, channel, batch);
-  finish_block(p, gridDim.x);
+  finish_state(p.args, gridDim.x);
 }
 
 ForwardParameters parameters_of(const ForwardArgs& args, const Tiling& tiling) {
@@ -139,6 +136,11 @@ int start_gathered(const ForwardParameters& p) {
 
 int forward(const ForwardArgs& args, const Device& device) {
   const int vector = vector_of(args.type, args.shape, {args.x, args.residual, args.y});
+  if (!args.gathered) {
+    if (const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device)) {
+      return forward_on_chip(args, *tiling);
+    }
+  }
   const auto p = parameters_of(args, tiling_of(args.shape, vector, device));
   const int error = args.gathered ? start_gathered(p) : start_statistics(p);
   if (error != 0 || args.shape.values() == 0) return error;

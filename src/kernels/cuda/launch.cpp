@@ -8,6 +8,15 @@ namespace {
 constexpr int64_t kVectorBytes = 16;
 /// Of grid y.
 constexpr int64_t kMostSlices = 65'535;
+/// That any device with clusters can launch.
+constexpr int kMostInCluster = 8;
+constexpr int kFirstWithClusters = 90;
+/// What the system takes of a multiprocessor's shared memory for each block.
+constexpr int64_t kReservedBytes = 1024;
+/// Of a multiprocessor.
+constexpr int kRegisters = 65'536;
+/// Of a thread that keeps values on chip, at most.
+constexpr int kOnChipRegisters = kRegisters / kOnChipThreads;
 
 int64_t size_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
 
@@ -24,11 +33,11 @@ Shape with_planes(const Shape& shape) {
   return shape.channels == 1 ? Shape{1, 1, std::max<int64_t>(1, shape.outer * shape.inner)} : shape;
 }
 
-/// Threads for the columns of planes: each of a few vectors, whole warps where there is enough.
-int height_of_planes(int64_t positions) {
+/// Threads for a column of planes: each of a few vectors, whole warps where there is enough.
+int height_of_planes(int64_t positions, int most) {
   constexpr int64_t kWarp = 32;
-  if (positions <= kWarp) return static_cast<int>(power_of_two_up(positions));
-  return static_cast<int>(std::clamp<int64_t>(power_of_two_up(positions / kBatch), kWarp, kThreads));
+  if (positions <= kWarp) return static_cast<int>(std::min<int64_t>(power_of_two_up(positions), most));
+  return static_cast<int>(std::min<int64_t>(std::max(power_of_two_up(positions / kBatch), kWarp), most));
 }
 
 /// Columns of rows: a warp's reads, divided evenly among the tiles.
@@ -39,7 +48,8 @@ int width_of_rows(int64_t columns) {
 
 /// So many slices that the blocks come to whole waves, as nearly as may be.
 int64_t slices_of(int64_t tiles, int64_t most, const Device& device) {
-  constexpr int64_t kBlocksPerMultiprocessor = 4;
+  // As the statistics' registers allow.
+  constexpr int64_t kBlocksPerMultiprocessor = 3;
   constexpr int64_t kMostWaves = 4;
   if (tiles >= kCounters) return 1;
   const int64_t wave = device.multiprocessors *
@@ -58,7 +68,22 @@ int64_t slices_of(int64_t tiles, int64_t most, const Device& device) {
   return best;
 }
 
-void set_steps(Tiling& tiling, const Shape& shape) {
+/// What does not depend on the device.
+Tiling untiled(const Shape& shape, int vector) {
+  Tiling tiling = {};
+  tiling.rows = shape.inner == 1 && shape.channels > 1;
+  tiling.vector = vector;
+  tiling.channels = shape.channels;
+  tiling.inner = shape.inner;
+  tiling.columns = tiling.rows ? shape.channels / vector : shape.channels;
+  tiling.positions = std::max<int64_t>(1, tiling.rows ? shape.outer : shape.values_per_channel() / vector);
+  return tiling;
+}
+
+/// What follows from width and height.
+void set_tiles(Tiling& tiling, const Shape& shape) {
+  tiling.channels_per_tile = tiling.width * (tiling.rows ? tiling.vector : 1);
+  tiling.tiles = quotient_up(tiling.columns, tiling.width);
   if (tiling.rows) {
     tiling.step = tiling.height * shape.channels;
     return;
@@ -74,6 +99,64 @@ void set_slices(Tiling& tiling, int64_t slices) {
   tiling.slices = quotient_up(tiling.positions, tiling.positions_per_slice);
 }
 
+/// Threads for a column of rows.
+int height_of_rows(int64_t positions, int width) {
+  return static_cast<int>(std::min<int64_t>(kThreads / width, power_of_two_up(positions)));
+}
+
+/// A power of 2.
+int widest_on_chip(const Tiling& untiled) {
+  constexpr int64_t kMost = 32;
+  return static_cast<int>(std::min(kMost, power_of_two_up(untiled.columns)));
+}
+
+/// Rows are not read in less than a sector of the memory.
+int narrowest_on_chip(Type type, const Tiling& untiled) {
+  constexpr int64_t kSectorBytes = 32;
+  if (!untiled.rows) return 1;
+  return static_cast<int>(std::min(power_of_two_up(untiled.columns), kSectorBytes / (untiled.vector * size_of(type))));
+}
+
+Tiling on_chip_tiling(const Shape& shape, int vector, int width, int cluster, int threads) {
+  Tiling tiling = untiled(shape, vector);
+  const int64_t positions = quotient_up(tiling.positions, cluster);
+  tiling.width = static_cast<int>(std::min<int64_t>(width, tiling.columns));
+  tiling.height = tiling.rows ? height_of_rows(positions, tiling.width)
+                              : height_of_planes(positions, std::max(1, threads / tiling.width));
+  set_tiles(tiling, shape);
+  set_slices(tiling, cluster);
+  return tiling;
+}
+
+/// One way to keep the values on chip.
+struct OnChipChoice {
+  Tiling tiling;
+  bool fits;
+  bool fills_device;
+  /// One block reads while another writes.
+  bool shares_multiprocessor;
+
+  OnChipChoice(const Tiling& tiling_, int cluster, Type type, const Device& device) : tiling(tiling_) {
+    // Less than this is not worth a cluster's barriers.
+    const int64_t least_in_cluster = device.shared_memory_per_block / 16;
+    const OnChipMemory memory = on_chip_memory_of(type, tiling);
+    const int64_t bytes = memory.bytes;
+    fits = bytes <= device.shared_memory_per_block && tiling.slices == cluster &&
+           (cluster == 1 || bytes - memory.values >= least_in_cluster);
+    fills_device = tiling.blocks() >= device.multiprocessors;
+    shares_multiprocessor = 2 * (bytes + kReservedBytes) <= device.shared_memory_per_multiprocessor &&
+                            2 * tiling.threads() * kOnChipRegisters <= kRegisters;
+  }
+
+  bool is_better_than(const OnChipChoice& other) const {
+    if (fills_device != other.fills_device) return fills_device;
+    if (!fills_device && tiling.blocks() != other.tiling.blocks()) return tiling.blocks() > other.tiling.blocks();
+    if (shares_multiprocessor != other.shares_multiprocessor) return shares_multiprocessor;
+    if (tiling.slices != other.tiling.slices) return tiling.slices < other.tiling.slices;
+    return tiling.width > other.tiling.width;
+  }
+};
+
 }  // namespace
 
 int vector_of(Type type, const Shape& any_shape, std::initializer_list<const void*> addresses) {
@@ -88,26 +171,48 @@ int vector_of(Type type, const Shape& any_shape, std::initializer_list<const voi
 
 Tiling tiling_of(const Shape& any_shape, int vector, const Device& device) {
   const Shape shape = with_planes(any_shape);
-  Tiling tiling = {};
-  tiling.rows = shape.inner == 1 && shape.channels > 1;
-  tiling.vector = vector;
-  tiling.channels = shape.channels;
-  tiling.inner = shape.inner;
-  tiling.columns = tiling.rows ? shape.channels / vector : shape.channels;
-  tiling.positions = std::max<int64_t>(1, tiling.rows ? shape.outer : shape.values_per_channel() / vector);
+  Tiling tiling = untiled(shape, vector);
   if (tiling.rows) {
     tiling.width = width_of_rows(tiling.columns);
-    tiling.height = static_cast<int>(std::min<int64_t>(kThreads / tiling.width, power_of_two_up(tiling.positions)));
+    tiling.height = height_of_rows(tiling.positions, tiling.width);
   } else {
-    tiling.height = height_of_planes(tiling.positions);
+    tiling.height = height_of_planes(tiling.positions, kThreads);
     tiling.width = static_cast<int>(std::min<int64_t>(kThreads / tiling.height, tiling.columns));
   }
-  tiling.channels_per_tile = tiling.width * (tiling.rows ? vector : 1);
-  tiling.tiles = quotient_up(tiling.columns, tiling.width);
+  set_tiles(tiling, shape);
   set_slices(tiling,
              slices_of(tiling.tiles, std::max<int64_t>(1, tiling.positions / (kBatch * tiling.height)), device));
-  set_steps(tiling, shape);
   return tiling;
+}
+
+std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& any_shape, int vector, const Device& device) {
+  const Shape shape = with_planes(any_shape);
+  const int most_in_cluster = device.capability >= kFirstWithClusters ? kMostInCluster : 1;
+  std::optional<OnChipChoice> best;
+  const Tiling all = untiled(shape, vector);
+  for (int cluster = 1; cluster <= most_in_cluster; cluster *= 2) {
+    for (int width = widest_on_chip(all); width >= narrowest_on_chip(type, all); width /= 2) {
+      for (const int threads : {kOnChipThreads, kOnChipThreads / 2}) {
+        const OnChipChoice choice(on_chip_tiling(shape, vector, width, cluster, threads), cluster, type, device);
+        if (choice.fits && (!best || choice.is_better_than(*best))) best = choice;
+      }
+    }
+  }
+  if (!best) return std::nullopt;
+  return best->tiling;
+}
+
+OnChipMemory on_chip_memory_of(Type type, const Tiling& tiling) {
+  constexpr int64_t kDouble = sizeof(double);
+  const int64_t channels = tiling.channels_per_tile;
+  OnChipMemory memory = {};
+  memory.sums = sums_bytes(tiling);
+  memory.moments = memory.sums + 2 * kDouble * channels;
+  memory.coefficients = memory.moments + 3 * kDouble * channels;
+  memory.values = quotient_up(memory.coefficients + 3 * kDouble * channels, kVectorBytes) * kVectorBytes;
+  const int64_t vectors = quotient_up(tiling.positions_per_slice, tiling.height) * tiling.threads();
+  memory.bytes = memory.values + vectors * tiling.vector * size_of(type);
+  return memory;
 }
 
 int64_t sums_bytes(const Tiling& tiling) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 
 // How the kernels are launched: pure functions of type, shape and device.
 
@@ -52,6 +53,24 @@ Tiling tiling_of(const Shape& shape, int vector, const Device& device);
 
 /// Shared memory that sums over a tile take.
 int64_t sums_bytes(const Tiling& tiling);
+
+/// For one launch that keeps the values on chip from statistics to y: each block those of its part of a tile, in shared
+/// memory, and the slices of a tile are a thread-block cluster. None where they do not fit.
+std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& shape, int vector, const Device& device);
+
+/// Threads per block of that launch, at most.
+constexpr int kOnChipThreads = 512;
+
+/// Where things lie in a block's shared memory there, in bytes; sums_bytes() come first.
+struct OnChipMemory {
+  int64_t sums;          // two doubles per channel: of this block, read by its cluster
+  int64_t moments;       // three doubles per channel: of the batch
+  int64_t coefficients;  // three numbers per channel
+  int64_t values;
+  int64_t bytes;
+};
+
+OnChipMemory on_chip_memory_of(Type type, const Tiling& tiling);
 
 /// Partial sums of all slices, and after them what each channel is normalised with.
 struct WorkspaceLayout {

@@ -37,22 +37,22 @@ class Moments {
       const Walk<kRows, V> begin = walk;
       Run run;
       for (int batch = 0; batch < kBatchesPerRun && walk.left > 0; ++batch) add_batch(run, walk, keep);
-      if (is_finite(run)) {
-        take(run);
-      } else {
-        add_in_double(begin, run.vectors);
-      }
+      if (!take(run)) add_in_double(begin, run.vectors);
     }
   }
 
-  /// Of a channel with these sums over all threads.
-  __device__ static BatchMoments of_channel(const Tiling& tiling, const void* x, int64_t channel, const double* sums) {
+  __device__ static double shift_of(const Tiling& tiling, const void* x, int64_t channel) {
     A shift[1];
     Vector<T, 1>::load(x, kRows ? channel : channel * tiling.inner).get(shift);
+    return static_cast<double>(shift[0]);
+  }
+
+  /// Of a channel with these sums over all threads.
+  __device__ static BatchMoments of_channel(const Tiling& tiling, double shift, const double* sums) {
     const auto count = static_cast<double>(tiling.positions * tiling.vector / (kRows ? V : 1));
     const double mean = sums[0] / count;
     const double m2 = sums[1] - sums[0] * mean;
-    return {static_cast<double>(shift[0]) + mean, m2 < 0 ? 0 : m2, count};
+    return {shift + mean, m2 < 0 ? 0 : m2, count};
   }
 
   ThreadSums<N> sums;
@@ -97,32 +97,38 @@ class Moments {
     run.vectors += count;
   }
 
-  __device__ static bool is_finite(const Run& run) {
-    A all = 0;
-#pragma unroll
-    for (int j = 0; j < V; ++j) all += run.second[j];
-    return isfinite(all);
-  }
-
-  __device__ void take(const Run& run) {
+  /// False, and nothing is taken in, where the accumulate type is too narrow.
+  __device__ bool take(Run& run) {
     constexpr int kEach = V / N;
-    const double count = run.vectors * kEach;
+    const int count = run.vectors * kEach;
+    bool all_good = true;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      A first = run.first[j];
-      A second = run.second[j];
 #pragma unroll
       for (int i = 1; i < kEach; ++i) {
-        first += run.first[i];
-        second += run.second[i];
+        run.first[j] += run.first[i];
+        run.second[j] += run.second[i];
       }
-      const double away = static_cast<double>(run.pivot[j]) - static_cast<double>(shift_[j]);
-      sums.first[j] += count * away + static_cast<double>(first);
-      sums.second[j] += away * (count * away + 2 * static_cast<double>(first)) + static_cast<double>(second);
+      all_good = all_good && is_good(run.first[j], run.second[j], static_cast<A>(count));
     }
+    if (!all_good) return false;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const double away = static_cast<double>(run.pivot[j]) - static_cast<double>(shift_[j]);
+      const auto first = static_cast<double>(run.first[j]);
+      sums.first[j] += count * away + first;
+      sums.second[j] += away * (count * away + 2 * first) + static_cast<double>(run.second[j]);
+    }
+    return true;
   }
 
-  /// A run whose squares are beyond the accumulate type.
+  /// Whether these are finite and the pivot is not far from the run's mean, in units of its deviation.
+  __device__ static bool is_good(A first, A second, A count) {
+    constexpr A kMost = A{15} / 16;
+    return isfinite(second) && first * (first / count) <= kMost * second;
+  }
+
+  /// All of a run.
   __device__ void add_in_double(Walk<kRows, V> walk, int vectors) {
 #pragma unroll 1
     for (; vectors > 0; --vectors) {

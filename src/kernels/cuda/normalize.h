@@ -14,10 +14,13 @@ struct ThreadCoefficients {
   A scale[N];
   A shift[N];
 
-  __device__ void set(int j, const Coefficients<A>& of_channel) {
-    center[j] = of_channel.center;
-    scale[j] = of_channel.scale;
-    shift[j] = of_channel.shift;
+  __device__ explicit ThreadCoefficients(const Coefficients<A>* of_channels) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      center[j] = of_channels[j].center;
+      scale[j] = of_channels[j].scale;
+      shift[j] = of_channels[j].shift;
+    }
   }
 };
 
@@ -60,7 +63,9 @@ class Normalize {
   }
 
   /// All of a thread's.
-  __device__ void run(const Tiling& tiling, Walk<kRows, V> walk) const {
+  /// @param read_x  called for each vector, in turn, with the position of its first value
+  template <typename ReadX>
+  __device__ void run(const Tiling& tiling, Walk<kRows, V> walk, const ReadX& read_x) const {
     while (walk.left > 0) {
       int64_t at[kBatch];
       const int count = walk.next_batch(tiling, at);
@@ -68,7 +73,7 @@ class Normalize {
       Vector<T, V> residual[kBatch];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        if (k < count) x[k] = Vector<T, V>::load(args_.x, at[k]);
+        if (k < count) x[k] = read_x(at[k]);
       }
       if (args_.residual) {
 #pragma unroll

@@ -7,11 +7,16 @@
 
 namespace momentum_bn::kernels::cuda {
 
+/// What a kernel may use of a block's shared memory without being given leave.
+constexpr int64_t kSharedBytesUnasked = 48 * 1024;
+
 struct Grid {
   int64_t x;
   int64_t y;
   int threads;
   int64_t shared_bytes;
+  /// Blocks along y that run together and can read each other's shared memory.
+  int cluster = 1;
 
   static Grid of(const Tiling& tiling) { return {tiling.tiles, tiling.slices, tiling.threads(), sums_bytes(tiling)}; }
 };
@@ -23,6 +28,20 @@ int start(void (*kernel)(Parameters), const Grid& grid, Stream stream, const Par
   config.blockDim = dim3(static_cast<unsigned>(grid.threads));
   config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attribute = {};
+  if (grid.cluster > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = 1;
+    attribute.val.clusterDim.y = static_cast<unsigned>(grid.cluster);
+    attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  if (grid.shared_bytes > kSharedBytesUnasked) {
+    const auto bytes = static_cast<int>(grid.shared_bytes);
+    const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != 0) return error;
+  }
   return cudaLaunchKernelEx(&config, kernel, parameters);
 }
 

@@ -162,7 +162,7 @@ TEST_P(CudaBackwardTest, MaskOfNaN) {
   }
 }
 
-MOMENTUM_BN_FOR_EVERY_WAY(CudaBackwardTest);
+MOMENTUM_BN_FOR_WAYS(CudaBackwardTest, backward_ways());
 
 }  // namespace
 }  // namespace momentum_bn::kernels::cuda::test

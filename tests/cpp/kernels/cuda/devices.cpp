@@ -22,6 +22,8 @@ const std::vector<NamedDevice>& real_devices() {
   return devices;
 }
 
-Device small_device(int capability) { return {3, capability, 1024, 48 * kKiB, 64 * kKiB, kMiB}; }
+Device small_device(int capability, int64_t shared_kib) {
+  return {3, capability, 1024, shared_kib * kKiB, 2 * shared_kib * kKiB, kMiB};
+}
 
 }  // namespace momentum_bn::kernels::cuda::test

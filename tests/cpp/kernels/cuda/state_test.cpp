@@ -135,7 +135,7 @@ TEST_P(CudaStateTest, GroupWithoutAnyValueChangesNothing) {
   EXPECT_EQ(state.running_mean, before.running_mean);
 }
 
-MOMENTUM_BN_FOR_EVERY_WAY(CudaStateTest);
+MOMENTUM_BN_FOR_WAYS(CudaStateTest, forward_ways());
 
 TEST(CudaScheduleTest, Advances) {
   for (const bool is_float : {false, true}) {

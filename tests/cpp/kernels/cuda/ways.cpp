@@ -4,8 +4,17 @@
 
 namespace momentum_bn::kernels::cuda::test {
 
-const std::vector<NamedDevice>& ways() {
-  static const std::vector<NamedDevice> devices = {{"two_launches", small_device(75)}};
+const std::vector<NamedDevice>& forward_ways() {
+  static const std::vector<NamedDevice> devices = {
+      {"two_launches", small_device(75, 0)},
+      {"on_chip", small_device(75, 240)},
+      {"in_clusters", small_device(90, 28)},
+  };
+  return devices;
+}
+
+const std::vector<NamedDevice>& backward_ways() {
+  static const std::vector<NamedDevice> devices = {{"one_launch", small_device(75, 48)}};
   return devices;
 }
 

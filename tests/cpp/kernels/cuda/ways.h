@@ -18,16 +18,18 @@ class EveryWay : public testing::TestWithParam<std::tuple<Type, NamedDevice>> {
   void TearDown() override { emulator::set_order(0); }
 };
 
-/// Devices on which the test shapes go this way.
-const std::vector<NamedDevice>& ways();
+/// Devices on which the test shapes go the ways there are forward.
+const std::vector<NamedDevice>& forward_ways();
+/// And backward, where there is one.
+const std::vector<NamedDevice>& backward_ways();
 
 std::string name_of_way(const testing::TestParamInfo<std::tuple<Type, NamedDevice>>& info);
 
-#define MOMENTUM_BN_FOR_EVERY_WAY(Test)                                                            \
+#define MOMENTUM_BN_FOR_WAYS(Test, ways)                                                           \
   INSTANTIATE_TEST_SUITE_P(                                                                        \
       , Test,                                                                                      \
       testing::Combine(testing::Values(Type::kFloat, Type::kDouble, Type::kBFloat16, Type::kHalf), \
-                       testing::ValuesIn(ways())),                                                 \
+                       testing::ValuesIn(ways)),                                                   \
       name_of_way)
 
 }  // namespace momentum_bn::kernels::cuda::test

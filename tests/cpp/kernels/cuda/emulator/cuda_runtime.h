@@ -43,6 +43,9 @@ void __syncthreads();
 int __syncthreads_or(int value);
 unsigned atomicAdd(unsigned* to, unsigned value);
 unsigned char* emulated_shared_memory();
+void __cluster_barrier_arrive();
+void __cluster_barrier_wait();
+void* __cluster_map_shared_rank(const void* address, unsigned rank);
 
 // --- The runtime
 // -------------------------------------------------------------------------------------------------------
@@ -65,21 +68,38 @@ enum cudaDeviceAttr {
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
+
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
 
 namespace momentum_bn::emulator {
 
-cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
+cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread);
 
 }  // namespace momentum_bn::emulator
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
-  return momentum_bn::emulator::run(*config, [&] { kernel(arguments...); });
+  return momentum_bn::emulator::run(*config, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
 }

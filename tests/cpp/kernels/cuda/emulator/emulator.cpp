@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -29,6 +30,8 @@ uint64_t order_seed = 0;
 int64_t launch_count = 0;
 std::string errors;
 
+void complain(const std::string& error) { errors += error + "; "; }
+
 std::vector<size_t> drawn_order(size_t count, uint64_t salt) {
   std::vector<size_t> order(count);
   std::iota(order.begin(), order.end(), size_t{0});
@@ -47,13 +50,14 @@ struct Barrier {
   bool any = false;
   bool any_of_last = false;
 
-  void arrive(bool value) {
+  /// Returns the generation that ends when all have come.
+  uint64_t arrive(bool value) {
     any = any || value;
-    if (++arrived < expected) return;
+    if (++arrived < expected) return generation;
     arrived = 0;
     any_of_last = any;
     any = false;
-    ++generation;
+    return generation++;
   }
 };
 
@@ -62,6 +66,8 @@ struct Block {
   Barrier barrier;
   std::vector<uint4> shared;
   size_t shared_bytes = 0;
+  size_t threads_left = 0;
+  struct Cluster* cluster = nullptr;
 
   unsigned char* memory() { return reinterpret_cast<unsigned char*>(shared.data()); }
   bool guard_is_intact() {
@@ -70,20 +76,31 @@ struct Block {
   }
 };
 
+/// Blocks that run at the same time.
+struct Cluster {
+  std::vector<Block> blocks;
+  Barrier barrier;
+};
+
 /// A thread of a kernel, on a stack of its own.
 struct Fiber {
   std::unique_ptr<unsigned char[]> stack = std::make_unique<unsigned char[]>(kStackBytes);
   ucontext_t context = {};
   jmp_buf resume_at;
-  bool started = false;
+  bool has_stack_frame = false;
   bool done = false;
   Block* block = nullptr;
   unsigned thread = 0;
   const Barrier* waits_for = nullptr;
   uint64_t waits_behind = 0;
+  uint64_t arrived_behind = 0;  // at the cluster's barrier
 
   bool is_ready() const { return !done && (!waits_for || waits_for->generation != waits_behind); }
 };
+
+size_t blocks_in_cluster(const cudaLaunchConfig_t& config) {
+  return config.numAttrs == 0 ? 1 : config.attrs[0].val.clusterDim.y;
+}
 
 class Scheduler {
  public:
@@ -91,36 +108,48 @@ class Scheduler {
     body_ = &thread;
     blockDim = config.blockDim;
     gridDim = config.gridDim;
-    const size_t blocks = size_t{config.gridDim.x} * config.gridDim.y;
-    for (const size_t index : drawn_order(blocks, 1)) run_together(config, {index});
+    const size_t in_cluster = blocks_in_cluster(config);
+    const size_t columns = config.gridDim.x;
+    for (const size_t index : drawn_order(columns * config.gridDim.y / in_cluster, 1)) {
+      std::vector<size_t> blocks;
+      for (size_t rank = 0; rank < in_cluster; ++rank) {
+        blocks.push_back((index / columns * in_cluster + rank) * columns + index % columns);
+      }
+      run_together(config, blocks);
+    }
   }
 
   Fiber& running() { return *running_; }
 
-  /// Of the thread that runs: others have their turn until `barrier` opens.
-  void wait_for(Barrier& barrier, bool value) {
+  /// Of the thread that runs: others have their turn until `barrier` opens that it reached in `generation`.
+  void wait_for(const Barrier& barrier, uint64_t generation) {
     running_->waits_for = &barrier;
-    running_->waits_behind = barrier.generation;
-    barrier.arrive(value);
+    running_->waits_behind = generation;
     if (_setjmp(running_->resume_at) == 0) _longjmp(scheduler_, 1);
   }
 
  private:
   void run_together(const cudaLaunchConfig_t& config, const std::vector<size_t>& indices) {
-    std::vector<Block> blocks(indices.size());
-    for (size_t i = 0; i < blocks.size(); ++i) prepare(blocks[i], config, indices[i]);
     const size_t threads = config.blockDim.x;
+    Cluster cluster;
+    auto& blocks = cluster.blocks;
+    blocks.resize(indices.size());
+    cluster.barrier.expected = threads * blocks.size();
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      prepare(blocks[i], config, indices[i]);
+      blocks[i].cluster = &cluster;
+    }
     while (fibers_.size() < blocks.size() * threads) fibers_.push_back(std::make_unique<Fiber>());
     for (size_t i = 0; i < blocks.size() * threads; ++i) {
       Fiber& fiber = *fibers_[i];
-      fiber.started = fiber.done = false;
+      fiber.done = false;
       fiber.block = &blocks[i / threads];
       fiber.thread = static_cast<unsigned>(i % threads);
       fiber.waits_for = nullptr;
     }
-    take_turns(drawn_order(blocks.size() * threads, indices[0] + 2));
+    take_turns(blocks.size(), threads, 3 * indices[0] + 2);
     for (Block& block : blocks) {
-      if (!block.guard_is_intact()) errors += "written beyond shared memory; ";
+      if (!block.guard_is_intact()) complain("written beyond shared memory");
     }
   }
 
@@ -128,26 +157,40 @@ class Scheduler {
     block.index =
         dim3(static_cast<unsigned>(index % config.gridDim.x), static_cast<unsigned>(index / config.gridDim.x));
     block.barrier.expected = config.blockDim.x;
+    block.threads_left = config.blockDim.x;
     block.shared_bytes = config.dynamicSmemBytes;
     block.shared.resize((block.shared_bytes + kGuardBytes) / sizeof(uint4) + 1);
     std::memset(block.memory(), kPoison, block.shared_bytes);
     std::memset(block.memory() + block.shared_bytes, kGuard, kGuardBytes);
   }
 
-  void take_turns(const std::vector<size_t>& order) {
-    for (size_t left = order.size(); left > 0;) {
-      bool moved = false;
-      for (const size_t i : order) {
-        Fiber& fiber = *fibers_[i];
-        if (!fiber.is_ready()) continue;
-        resume(fiber);
-        moved = true;
-        if (fiber.done) --left;
+  /// Each block gets as far as it can without the others.
+  void take_turns(size_t blocks, size_t threads, uint64_t salt) {
+    const auto block_order = drawn_order(blocks, salt);
+    const auto thread_order = drawn_order(threads, salt + 1);
+    for (size_t left = blocks * threads; left > 0;) {
+      size_t moves = 0;
+      for (const size_t block : block_order) {
+        while (const size_t more = run_each(block * threads, thread_order, left)) moves += more;
       }
-      if (moved) continue;
-      errors += std::to_string(left) + " threads wait at a barrier that others left out; ";
+      if (moves > 0) continue;
+      complain(std::to_string(left) + " threads wait at a barrier that others left out");
+      fibers_.clear();
       return;
     }
+  }
+
+  /// Each ready thread of a block once; how many there were.
+  size_t run_each(size_t first, const std::vector<size_t>& order, size_t& left) {
+    size_t moves = 0;
+    for (const size_t thread : order) {
+      Fiber& fiber = *fibers_[first + thread];
+      if (!fiber.is_ready()) continue;
+      resume(fiber);
+      ++moves;
+      if (fiber.done) --left;
+    }
+    return moves;
   }
 
   void resume(Fiber& fiber) {
@@ -156,8 +199,8 @@ class Scheduler {
     threadIdx = dim3(fiber.thread, 0, 0);
     blockIdx = fiber.block->index;
     if (_setjmp(scheduler_) != 0) return;
-    if (fiber.started) _longjmp(fiber.resume_at, 1);
-    fiber.started = true;
+    if (fiber.has_stack_frame) _longjmp(fiber.resume_at, 1);
+    fiber.has_stack_frame = true;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -175,11 +218,18 @@ class Scheduler {
 };
 
 Scheduler scheduler;
+/// What kernels were given leave to use.
+std::map<const void*, size_t> most_shared_bytes;
 
+/// Runs one thread of a kernel after the other.
 void Scheduler::enter() {
-  (*scheduler.body_)();
-  scheduler.running_->done = true;
-  _longjmp(scheduler.scheduler_, 1);
+  for (;;) {
+    Fiber& fiber = *scheduler.running_;
+    (*scheduler.body_)();
+    fiber.done = true;
+    --fiber.block->threads_left;
+    if (_setjmp(fiber.resume_at) == 0) _longjmp(scheduler.scheduler_, 1);
+  }
 }
 
 }  // namespace
@@ -190,12 +240,17 @@ int64_t launches() { return launch_count; }
 
 std::string take_errors() { return std::exchange(errors, ""); }
 
-cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
+cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread) {
+  constexpr size_t kUnasked = 48 * 1024;
+  constexpr size_t kMostInCluster = 8;
   const unsigned threads = config.blockDim.x;
+  const size_t in_cluster = blocks_in_cluster(config);
   if (threads == 0 || threads > kMostThreads || config.gridDim.x == 0 || config.gridDim.y == 0 ||
-      config.gridDim.y > kMostSlices) {
+      config.gridDim.y > kMostSlices || in_cluster == 0 || in_cluster > kMostInCluster ||
+      config.gridDim.y % in_cluster != 0) {
     return cudaErrorInvalidConfiguration;
   }
+  if (config.dynamicSmemBytes > std::max(kUnasked, most_shared_bytes[kernel])) return cudaErrorInvalidValue;
   ++launch_count;
   scheduler.run(config, thread);
   return cudaSuccess;
@@ -205,17 +260,39 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& t
 
 using momentum_bn::emulator::scheduler;
 
-void __syncthreads() { scheduler.wait_for(scheduler.running().block->barrier, false); }
+void __syncthreads() { __syncthreads_or(0); }
 
 int __syncthreads_or(int value) {
   auto& barrier = scheduler.running().block->barrier;
-  scheduler.wait_for(barrier, value != 0);
+  scheduler.wait_for(barrier, barrier.arrive(value != 0));
   return barrier.any_of_last;
+}
+
+void __cluster_barrier_arrive() {
+  auto& fiber = scheduler.running();
+  fiber.arrived_behind = fiber.block->cluster->barrier.arrive(false);
+}
+
+void __cluster_barrier_wait() {
+  auto& fiber = scheduler.running();
+  scheduler.wait_for(fiber.block->cluster->barrier, fiber.arrived_behind);
+}
+
+void* __cluster_map_shared_rank(const void* address, unsigned rank) {
+  auto& block = *scheduler.running().block;
+  auto& other = block.cluster->blocks[rank];
+  if (other.threads_left == 0) momentum_bn::emulator::complain("reads of a block that has ended");
+  return other.memory() + (static_cast<const unsigned char*>(address) - block.memory());
 }
 
 unsigned atomicAdd(unsigned* to, unsigned value) { return std::exchange(*to, *to + value); }
 
 unsigned char* emulated_shared_memory() { return scheduler.running().block->memory(); }
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  momentum_bn::emulator::most_shared_bytes[kernel] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
