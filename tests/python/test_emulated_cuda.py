@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from conftest import REPOSITORY, built_library
 
 FILES = (
@@ -25,7 +27,9 @@ FILES = (
 LEFT_OUT = "two_hundred or layout_and_dtype or large_batch or half_overflow or cut_run and not deepcopy"
 
 
-def test_tests_of_the_cpu_pass_on_the_operators_of_cuda() -> None:
+@pytest.mark.parametrize("shared_kib", [0, 28])
+def test_tests_of_the_cpu_pass_on_the_operators_of_cuda(shared_kib: int) -> None:
+    """Forward by a kernel for statistics and another one, and where values fit, by one that keeps them on the chip."""
     library = built_library("emulated_cuda")
     done = subprocess.run(
         [
@@ -33,7 +37,12 @@ def test_tests_of_the_cpu_pass_on_the_operators_of_cuda() -> None:
             *(f"tests/python/test_{name}.py" for name in FILES),
         ],
         cwd=REPOSITORY,
-        env={**os.environ, "MOMENTUM_BN_LIBRARY": str(library), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "MOMENTUM_BN_LIBRARY": str(library),
+            "OMP_NUM_THREADS": "1",
+            "EMULATED_SHARED_KIB": str(shared_kib),
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -32,9 +32,10 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t)
   return cudaSuccess;
 }
 
-/// Small, so that a few values are already shared out among blocks, and fewer kept on the chip.
+/// Small, so that a few values are already shared out among blocks. The variable says how much it keeps on the chip.
 int momentum_bn::kernels::cuda::current_device(Device& device) {
-  device = test::small_device(90, /*shared_kib=*/4);
+  const char* const shared_kib = std::getenv("EMULATED_SHARED_KIB");
+  device = test::small_device(90, shared_kib ? std::atoi(shared_kib) : 28);
   return cudaSuccess;
 }
 
