@@ -71,7 +71,7 @@ study: setup ## momentum against plain BatchNorm in the teacher, twelve training
 test: setup ## run all tests: C++, Python, packaging
 	@echo "-- building the tests"
 	@$(BUILD) $(BUILD_QUIETLY)
-	@ctest --preset release
+	@ctest --preset release -j "$$(nproc)"
 	@$(VENV_BIN)/python -m pytest
 
 sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer (some 10 minutes)

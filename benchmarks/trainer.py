@@ -20,11 +20,9 @@ import torch
 from . import allocators
 from .machine import machine
 from .timing import interleaved_seconds
-from .trainer_library import REPOSITORY, Trainer
+from .trainer_library import FASHION_MNIST, RECIPE, REPOSITORY, Trainer
 from .trainer_peer import NORMS, PythonTrainer, load_images
 
-FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
-RECIPE = REPOSITORY / "apps/m2teacher/recipes/fashion_mnist.toml"
 FOLDER_IMAGES, FOLDER_SIDE, FOLDER_BATCH = 2000, 224, 16
 
 Rates = dict[str, list[float]]

@@ -8,6 +8,9 @@ from pathlib import Path
 import torch  # noqa: F401  (the library takes torch's from this process)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RECIPE = REPOSITORY / "apps/m2teacher/recipes/fashion_mnist.toml"
+# Where Debian's package puts the demo's images.
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 LIBRARY = REPOSITORY / "build/lib/libm2teacher_benchmark.so"
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.trainer import RECIPE, table, write_jpegs
-from benchmarks.trainer_library import LIBRARY, Trainer
+from benchmarks.trainer import table, write_jpegs
+from benchmarks.trainer_library import LIBRARY, RECIPE, REPOSITORY, Trainer
+from benchmarks.trainer_memory import resident_mebibytes
 from benchmarks.trainer_peer import NORMS, PythonTrainer, augment, load_images
 
 IMAGES = 200
@@ -77,3 +78,10 @@ def test_table_gives_medians_and_ratios() -> None:
     assert "| C++, momentum | 20 | 2.000 |" in text
     assert "| Python, identity | 10 | 1.000 |" in text
     assert "| A, loader | 9 | 0.900 |" in table("Loader", {"A, loader": [9.0], "A, in memory": [10.0]})
+
+
+def test_memory_is_that_of_the_training(data: Path) -> None:
+    small = ["--batch-size", "8", "--eval-every", "0", "--warmup-steps", "0"]
+    early, late = resident_mebibytes(REPOSITORY / "build/bin/m2teacher", str(data), [10, 20], small)
+    assert 50 < early < 2000
+    assert late == pytest.approx(early, abs=50)

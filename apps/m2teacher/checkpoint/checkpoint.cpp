@@ -2,12 +2,11 @@
 
 #include "checkpoint/run_folder.h"
 #include "checkpoint/safetensors.h"
+#include "dtype_and_shape.h"
 #include "error.h"
 
 #include <ATen/ops/scalar_tensor.h>
 #include <nlohmann/json.hpp>
-
-#include <sstream>
 
 namespace m2teacher {
 namespace {
@@ -55,12 +54,6 @@ Number take(const std::string& file, std::map<std::string, at::Tensor>& tensors,
   const Number value = found->second.item<Number>();
   tensors.erase(found);
   return value;
-}
-
-std::string dtype_and_shape(const at::Tensor& tensor) {
-  std::ostringstream text;
-  text << at::toString(tensor.scalar_type()) << " of shape " << tensor.sizes();
-  return text.str();
 }
 
 void fill(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& into) {

@@ -21,10 +21,20 @@ bool flush_folder(const std::filesystem::path& folder) {
   return descriptor.is_open() && (descriptor.flush() || errno == EINVAL);
 }
 
+/// The path, unless something stands there that a file must not take the place of: a folder, a device, a pipe.
+std::filesystem::path replaceable(std::filesystem::path path) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    throw UserError(path.string() + ": cannot be written: it is there already and no regular file");
+  }
+  return path;
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(std::filesystem::path path)
-    : path_(std::move(path)),
+    : path_(replaceable(std::move(path))),
       temporary_(path_.string() + kTemporaryMark + std::to_string(getpid())),
       file_(temporary_, O_WRONLY | O_CREAT | O_TRUNC) {
   if (!file_.is_open()) {

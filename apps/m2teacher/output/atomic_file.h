@@ -12,7 +12,7 @@ namespace m2teacher {
 /// disk, then renamed. Without `commit` the temporary file vanishes.
 class AtomicFile {
  public:
-  /// @throws UserError  the folder cannot be written
+  /// @throws UserError  the folder cannot be written, or the path is something else than a regular file
   explicit AtomicFile(std::filesystem::path path);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;

@@ -1,6 +1,7 @@
 #include "training/pretrainer.h"
 
 #include "data/augment.h"
+#include "dtype_and_shape.h"
 #include "error.h"
 #include "models/view_order.h"
 #include "training/learning_rate.h"
@@ -9,8 +10,6 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/utils.h>
-
-#include <sstream>
 
 namespace m2teacher {
 namespace {
@@ -66,12 +65,6 @@ class Autocast {
  private:
   bool on_;
 };
-
-std::string describe(const at::Tensor& tensor) {
-  std::ostringstream text;
-  text << at::toString(tensor.scalar_type()) << " of shape " << tensor.sizes();
-  return text.str();
-}
 
 }  // namespace
 
@@ -155,8 +148,8 @@ void Pretrainer::load_state(const std::map<std::string, at::Tensor>& state) {
       throw UserError("the saved run lacks '" + name + "'");
     }
     if (found->second.sizes() != tensor.sizes() || found->second.scalar_type() != tensor.scalar_type()) {
-      throw UserError("the saved run's '" + name + "' is " + describe(found->second) + ", expected " +
-                      describe(tensor));
+      throw UserError("the saved run's '" + name + "' is " + dtype_and_shape(found->second) + ", expected " +
+                      dtype_and_shape(tensor));
     }
   }
   for (const auto& [name, tensor] : state) {

@@ -194,6 +194,16 @@ TEST_P(Command, RefusesEveryOptionWhenWrong) {
       expect_usage_error(arguments, option.substr(2));
     }
   }
+  std::vector<std::string> arguments = {GetParam(), "--wrong"};
+  for (const char* required : {"--checkpoint", "--out"}) {
+    if (options.contains(required)) {
+      arguments.insert(arguments.end(), {required, "x"});
+    }
+  }
+  expect_usage_error(arguments, "--wrong");
+  if (options.contains("--checkpoint")) {
+    expect_usage_error({GetParam()}, "--checkpoint is required");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Cli, Command, testing::ValuesIn([] {

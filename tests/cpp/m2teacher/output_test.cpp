@@ -9,6 +9,7 @@
 #include <ATen/ATen.h>
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <csignal>
@@ -104,6 +105,18 @@ TEST(AtomicFile, LeavesTheOldFileWhereTheDiskIsFull) {
   std::signal(SIGXFSZ, SIG_DFL);
   EXPECT_EQ(read_bytes(folder / "file"), "old");
   EXPECT_EQ(folder.file_count(), 1);
+}
+
+TEST(AtomicFile, TakesThePlaceOfFilesAlone) {
+  const TemporaryFolder folder;
+  std::filesystem::create_directory(folder / "taken");
+  ASSERT_EQ(mkfifo((folder / "pipe").c_str(), 0600), 0);  // as devices, which only root can make
+  std::filesystem::create_symlink(folder / "pipe", folder / "link");
+  for (const char* name : {"taken", "pipe", "link"}) {
+    expect_user_error([&] { AtomicFile(folder / name); }, std::string(name) + ": cannot be written: it is there");
+  }
+  EXPECT_TRUE(std::filesystem::is_fifo(folder / "pipe"));
+  EXPECT_EQ(folder.file_count(), 3);
 }
 
 TEST(RemoveTemporaryFiles, RemovesWhatAKilledProcessLeft) {

@@ -45,12 +45,6 @@ def test_command_line(m2teacher: Run, data: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", EVALUATIONS)
-def test_evaluation_command_line(m2teacher: Run, command: str) -> None:
-    refused(m2teacher, command, says="required")
-    refused(m2teacher, command, "--checkpoint", "x", *out_of(command, "x"), "--wrong", says="--wrong")
-
-
 def test_more_labels_than_there_are(m2teacher: Run, trained: Path) -> None:
     source = ("--checkpoint", trained)
     refused(
@@ -132,16 +126,13 @@ def test_file_that_cannot_be_written(m2teacher: Run, tmp_path: Path, trained: Pa
     assert in_the_way.read_text() == "kept"
 
 
-@pytest.mark.parametrize("command", READERS)
-def test_bad_checkpoint(m2teacher: Run, tmp_path: Path, trained: Path, command: str) -> None:
+def test_bad_checkpoint(m2teacher: Run, tmp_path: Path, trained: Path) -> None:
     whole = checkpoint_of(trained).read_bytes()
-    out = tmp_path / "out"
     bad = tmp_path / "bad.safetensors"
 
     def refuse(content: bytes, says: str) -> None:
         bad.write_bytes(content)
-        refused(m2teacher, command, "--checkpoint", bad, *out_of(command, out), says=says)
-        assert not out.exists()
+        refused(m2teacher, "info", "--checkpoint", bad, says=says)
 
     for length in (0, 8, len(whole) // 2, len(whole) - 1):
         refuse(whole[:length], "bad.safetensors")
@@ -150,12 +141,19 @@ def test_bad_checkpoint(m2teacher: Run, tmp_path: Path, trained: Path, command: 
     header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     refuse(struct.pack("<Q", len(header)) + header + bytes(4), "no checkpoint")
     bad.unlink()
-    refused(m2teacher, command, "--checkpoint", bad, *out_of(command, out), says="cannot be opened")
-    (tmp_path / "empty").mkdir()
-    refused(
-        *(m2teacher, command, "--checkpoint", tmp_path / "empty", *out_of(command, out)),
-        says="holds no whole checkpoint of a run",
-    )
+    refused(m2teacher, "info", "--checkpoint", bad, says="cannot be opened")
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_no_command_takes_a_damaged_checkpoint(m2teacher: Run, tmp_path: Path, trained: Path, command: str) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    damaged = checkpoint_of(run)
+    damaged.write_bytes(checkpoint_of(trained).read_bytes()[:-1])
+    refused(m2teacher, command, "--checkpoint", damaged, *out_of(command, out), says="truncated or damaged")
+    damaged.unlink()
+    refused(m2teacher, command, "--checkpoint", run, *out_of(command, out), says="holds no whole checkpoint of a run")
+    assert not out.exists()
 
 
 def test_loss_that_explodes(m2teacher: Run, data: Path, tmp_path: Path) -> None:

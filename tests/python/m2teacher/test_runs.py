@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Run, Start, checkpoint_of, metrics, pretrain_arguments, wait_for
+from .conftest import Run, Start, checkpoint_of, metrics, pretrain_arguments, wait_for, write_data
 
 # Steps that take a second or two: enough for moments to differ.
 STEPS = 240
@@ -35,12 +35,26 @@ def steps_of(run: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("checkpoint-")) for path in run.glob("checkpoint-*.safetensors"))
 
 
-@pytest.fixture
-def uninterrupted(m2teacher: Run, data: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "uninterrupted"
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data set for all runs here, whose checkpoints name its folder."""
+    folder = tmp_path_factory.mktemp("images") / "data"
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(m2teacher: Run, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
     result = m2teacher(*long_run(data, out))
     assert result.returncode == 0, result.stderr
     return out
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """A run that may be changed."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_killed_at_random_moments(start: Start, m2teacher: Run, data: Path, tmp_path: Path) -> None:
@@ -133,8 +147,8 @@ def test_damaged_checkpoints_are_skipped_and_named(m2teacher: Run, train: Callab
     assert "skipped: " in info.stderr
 
 
-def test_a_run_of_damaged_checkpoints_is_left_alone(m2teacher: Run, train: Callable[..., Path]) -> None:
-    run = train()
+def test_a_run_of_damaged_checkpoints_is_left_alone(m2teacher: Run, finished: Path) -> None:
+    run = finished
     checkpoint_of(run).write_bytes(checkpoint_of(run).read_bytes()[:-1])
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     result = m2teacher("pretrain", "--resume", run)
@@ -143,19 +157,17 @@ def test_a_run_of_damaged_checkpoints_is_left_alone(m2teacher: Run, train: Calla
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_without_a_checkpoint_it_starts_again(m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    run = train()
-    shutil.copytree(run, whole)
+def test_without_a_checkpoint_it_starts_again(m2teacher: Run, trained: Path, finished: Path) -> None:
+    run = finished
     checkpoint_of(run).unlink()
     result = m2teacher("pretrain", "--resume", run)
     assert result.returncode == 0, result.stderr
     assert "no checkpoint yet: the run starts from the beginning" in result.stderr
-    assert_same_end(run, whole, steps=30)
+    assert_same_end(run, trained, steps=30)
 
 
-def test_a_finished_run_has_nothing_left_to_do(m2teacher: Run, train: Callable[..., Path]) -> None:
-    run = train()
+def test_a_finished_run_has_nothing_left_to_do(m2teacher: Run, finished: Path) -> None:
+    run = finished
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     result = m2teacher("pretrain", "--resume", run)
     assert result.returncode == 0, result.stderr
@@ -221,9 +233,9 @@ def test_a_run_is_not_overwritten_unasked(m2teacher: Run, data: Path, train: Cal
 
 
 def test_settings_that_config_cannot_hold_change_nothing(
-    m2teacher: Run, data: Path, train: Callable[..., Path], tmp_path: Path
+    m2teacher: Run, data: Path, finished: Path, tmp_path: Path
 ) -> None:
-    run = train()
+    run = finished
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     awkward = tmp_path / "images #1"
     shutil.copytree(data, awkward)
@@ -236,8 +248,8 @@ def test_settings_that_config_cannot_hold_change_nothing(
 def test_relative_data_is_found_from_anywhere(
     m2teacher: Run, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(data.parent)
-    assert m2teacher(*pretrain_arguments(Path("data"), Path("run"))).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert m2teacher(*pretrain_arguments(Path(os.path.relpath(data)), Path("run"))).returncode == 0
     monkeypatch.chdir("/")
     assert f'data = "idx:{data}"' in (tmp_path / "run/config.toml").read_text()
     assert m2teacher("knn", "--checkpoint", tmp_path / "run").returncode == 0
