@@ -36,6 +36,7 @@ class GradientSums {
   __device__ void run(const Tiling& tiling, Walk<kRows, V> walk) {
     while (walk.left > 0) {
       Run run;
+#pragma unroll 1
       for (int batch = 0; batch < kBatchesPerRun && walk.left > 0; ++batch) add_batch(run, tiling, walk);
       take(run);
     }
@@ -48,19 +49,21 @@ class GradientSums {
     A g[V] = {};
     A gx[V] = {};
   };
-  using Vectors = Vector<T, V>[kBatch];
+  /// The sums of many channels leave few registers.
+  static constexpr int K = N >= 8 ? kBatch / 2 : kBatchOf<T, V>;
+  using Vectors = Vector<T, V>[K];
   /// So that 64 values are added up in the accumulate type.
-  static constexpr int kBatchesPerRun = 64 / kBatch;
+  static constexpr int kBatchesPerRun = 64 / K;
 
-  __device__ static void load(Vectors& to, const void* from, const int64_t (&at)[kBatch], int count) {
+  __device__ static void load(Vectors& to, const void* from, const int64_t (&at)[K], int count) {
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
+    for (int k = 0; k < K; ++k) {
       if (k < count) to[k] = Vector<T, V>::load(from, at[k]);
     }
   }
 
   __device__ void add_batch(Run& run, const Tiling& tiling, Walk<kRows, V>& walk) const {
-    int64_t at[kBatch];
+    int64_t at[K];
     const int count = walk.next_batch(tiling, at);
     Vectors dy;
     Vectors x;
@@ -69,7 +72,7 @@ class GradientSums {
     if (args_.x) load(x, args_.x, at, count);
     if (args_.y) load(y, args_.y, at, count);
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
+    for (int k = 0; k < K; ++k) {
       if (k < count) add_vector(run, dy[k], x[k], y[k], at[k]);
     }
   }
@@ -137,7 +140,7 @@ __device__ void write_gradients(const BackwardArgs& args, int64_t channel, const
 }
 
 template <typename T, int V, bool kRows>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ BackwardParameters p) {
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_constant__ BackwardParameters p) {
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
   const int64_t tile = blockIdx.x;

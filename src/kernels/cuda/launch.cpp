@@ -161,12 +161,16 @@ struct OnChipChoice {
 
 int vector_of(Type type, const Shape& any_shape, std::initializer_list<const void*> addresses) {
   const Shape shape = with_planes(any_shape);
-  const int64_t vector = kVectorBytes / size_of(type);
-  if ((shape.inner > 1 ? shape.inner : shape.channels) % vector != 0) return 1;
-  for (const void* address : addresses) {
-    if (reinterpret_cast<uintptr_t>(address) % kVectorBytes != 0) return 1;
+  const int64_t neighbours = shape.inner > 1 ? shape.inner : shape.channels;
+  const int64_t size = size_of(type);
+  // Half as much is worth it for small values.
+  for (const int64_t bytes : {kVectorBytes, size == 2 ? kVectorBytes / 2 : kVectorBytes}) {
+    const bool is_aligned = std::all_of(addresses.begin(), addresses.end(), [&](const void* address) {
+      return reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) == 0;
+    });
+    if (is_aligned && neighbours % (bytes / size) == 0) return static_cast<int>(bytes / size);
   }
-  return static_cast<int>(vector);
+  return 1;
 }
 
 Tiling tiling_of(const Shape& any_shape, int vector, const Device& device) {
@@ -228,7 +232,8 @@ WorkspaceLayout workspace_of(Type type, const Tiling& tiling) {
 
 size_t forward_workspace_bytes(Type type, const Shape& shape, const Device& device) {
   size_t most = 0;
-  for (const int vector : {1, vector_of(type, shape, {})}) {
+  // Whatever the addresses will be.
+  for (int vector = vector_of(type, shape, {}); vector > 0; vector /= 2) {
     const auto layout = workspace_of(type, tiling_of(shape, vector, device));
     most = std::max(most, layout.partials_bytes + layout.coefficients_bytes);
   }

@@ -41,10 +41,10 @@ struct Tiling {
 
 /// Threads per block, at most.
 constexpr int kThreads = 256;
-/// Vectors that a thread reads before it waits for the first.
+/// Vectors that a thread reads before it waits for the first, at least.
 constexpr int kBatch = 4;
 
-/// Values that can be read at once: 16 bytes' worth where sizes and the addresses given (which may be null) are
+/// Values that can be read at once: 16 or 8 bytes' worth where sizes and the addresses given (which may be null) are
 /// multiples of it, else 1.
 int vector_of(Type type, const Shape& shape, std::initializer_list<const void*> addresses);
 

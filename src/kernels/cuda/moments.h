@@ -33,9 +33,11 @@ class Moments {
   /// @param keep  called with each vector, in turn
   template <typename Keep>
   __device__ void add(Walk<kRows, V> walk, const Keep& keep) {
+#pragma unroll 1
     while (walk.left > 0) {
       const Walk<kRows, V> begin = walk;
       Run run;
+#pragma unroll 1
       for (int batch = 0; batch < kBatchesPerRun && walk.left > 0; ++batch) add_batch(run, walk, keep);
       if (!take(run)) add_in_double(begin, run.vectors);
     }
@@ -58,8 +60,9 @@ class Moments {
   ThreadSums<N> sums;
 
  private:
+  static constexpr int K = kBatchOf<T, V>;
   /// So that 64 values are added up in the accumulate type.
-  static constexpr int kBatchesPerRun = 64 / kBatch;
+  static constexpr int kBatchesPerRun = 64 / K;
 
   struct Run {
     A pivot[N];
@@ -70,15 +73,15 @@ class Moments {
 
   template <typename Keep>
   __device__ void add_batch(Run& run, Walk<kRows, V>& walk, const Keep& keep) {
-    int64_t at[kBatch];
+    int64_t at[K];
     const int count = walk.next_batch(tiling_, at);
-    Vector<T, V> vectors[kBatch];
+    Vector<T, V> vectors[K];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
+    for (int k = 0; k < K; ++k) {
       if (k < count) vectors[k] = Vector<T, V>::load(x_, at[k]);
     }
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
+    for (int k = 0; k < K; ++k) {
       if (k >= count) continue;
       A values[V];
       vectors[k].get(values);

@@ -33,6 +33,7 @@ __device__ inline A relu(A value) {
 template <typename T, int V, bool kRows>
 class Normalize {
   using A = Accumulate<T>;
+  static constexpr int K = kBatchOf<T, V>;
 
  public:
   __device__ Normalize(const ForwardArgs& args, const ThreadCoefficients<A, kRows ? V : 1>& coefficients)
@@ -66,23 +67,24 @@ class Normalize {
   /// @param read_x  called for each vector, in turn, with the position of its first value
   template <typename ReadX>
   __device__ void run(const Tiling& tiling, Walk<kRows, V> walk, const ReadX& read_x) const {
+#pragma unroll 1
     while (walk.left > 0) {
-      int64_t at[kBatch];
+      int64_t at[K];
       const int count = walk.next_batch(tiling, at);
-      Vector<T, V> x[kBatch];
-      Vector<T, V> residual[kBatch];
+      Vector<T, V> x[K];
+      Vector<T, V> residual[K];
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
+      for (int k = 0; k < K; ++k) {
         if (k < count) x[k] = read_x(at[k]);
       }
       if (args_.residual) {
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
+        for (int k = 0; k < K; ++k) {
           if (k < count) residual[k] = Vector<T, V>::load(args_.residual, at[k]);
         }
       }
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
+      for (int k = 0; k < K; ++k) {
         if (k < count) (*this)(x[k], residual[k], at[k]);
       }
     }

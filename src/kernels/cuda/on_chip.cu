@@ -94,6 +94,7 @@ class TileBlend {
 
   __device__ BatchMoments merged(int i) const {
     double sums[2] = {0, 0};
+#pragma unroll 1
     for (int rank = 0; rank < p_.tiling.slices; ++rank) {
       const double* of_rank = in_cluster_of_several() ? in_cluster(sums_, rank) : sums_;
       sums[0] += of_rank[2 * i];
@@ -105,6 +106,7 @@ class TileBlend {
   template <typename Run>
   __device__ void for_channels(const Run& run) const {
     const int channels = p_.tiling.channels_per_tile;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < channels; i += static_cast<int>(blockDim.x)) {
       const int64_t channel = int64_t{blockIdx.x} * channels + i;
       if (channel < p_.tiling.channels) run(channel, i);

@@ -60,15 +60,21 @@ int with_type(Type type, const Run& run) {
   }
 }
 
+template <typename T, int V, typename Run>
+int with_layout(const Tiling& tiling, const Run& run) {
+  return tiling.rows ? run.template operator()<T, V, true>() : run.template operator()<T, V, false>();
+}
+
 /// run.operator()<T, V, kRows>()
 template <typename Run>
 int with_tiling(Type type, const Tiling& tiling, const Run& run) {
   return with_type(type, [&]<typename T>() {
-    constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-    if (tiling.rows) {
-      return tiling.vector == 1 ? run.template operator()<T, 1, true>() : run.template operator()<T, kVector, true>();
+    constexpr int kMost = 16 / static_cast<int>(sizeof(T));
+    if (tiling.vector == kMost) return with_layout<T, kMost>(tiling, run);
+    if constexpr (sizeof(T) == 2) {
+      if (tiling.vector == kMost / 2) return with_layout<T, kMost / 2>(tiling, run);
     }
-    return tiling.vector == 1 ? run.template operator()<T, 1, false>() : run.template operator()<T, kVector, false>();
+    return with_layout<T, 1>(tiling, run);
   });
 }
 

@@ -34,6 +34,7 @@ struct ThreadSums {
   /// Adds what the upper half of the lanes of each column has to the lower half's, until lane 0 has the sums. Uses
   /// sums_bytes() of shared memory.
   __device__ void merge_lanes(const Tiling& tiling, const Place& place) {
+#pragma unroll 1
     for (int lanes = tiling.height; lanes > 1;) {
       const int half = (lanes + 1) / 2;
       if (place.lane >= half && place.lane < lanes) put(shared(tiling, place.lane - half, place.column));
@@ -98,6 +99,7 @@ __device__ inline void for_channels_of_tile(const Tiling& tiling, const ThreadSu
   if (place.lane == 0) sums.put(all + place.column * N * 2);
   __syncthreads();
   const int channels = tiling.channels_per_tile;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < channels; i += static_cast<int>(blockDim.x)) {
     const int64_t channel = int64_t{blockIdx.x} * channels + i;
     if (channel < tiling.channels) run(channel, all + 2 * i);

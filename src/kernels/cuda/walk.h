@@ -26,6 +26,10 @@ __device__ inline int64_t channel_of(const Tiling& tiling, int64_t tile, const P
   return (tile * tiling.width + place.column) * (kRows ? V : 1);
 }
 
+/// Vectors that a thread reads before it waits for the first: more where they are small.
+template <typename T, int V>
+constexpr int kBatchOf = V * sizeof(T) < 8 ? 2 * kBatch : kBatch;
+
 /// A thread's vectors, one after the other.
 template <bool kRows, int V>
 struct Walk {
@@ -58,11 +62,12 @@ struct Walk {
     at += tiling.skip;
   }
 
-  /// Where the next vectors are, up to kBatch, and goes on behind them; how many there are.
-  __device__ int next_batch(const Tiling& tiling, int64_t (&to)[kBatch]) {
-    const int count = left < kBatch ? static_cast<int>(left) : kBatch;
+  /// Where the next vectors are, up to K, and goes on behind them; how many there are.
+  template <int K>
+  __device__ int next_batch(const Tiling& tiling, int64_t (&to)[K]) {
+    const int count = left < K ? static_cast<int>(left) : K;
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
+    for (int k = 0; k < K; ++k) {
       to[k] = at;
       if (k < count) next(tiling);
     }

@@ -87,7 +87,7 @@ TEST_P(CudaBackwardTest, EveryCombinationInEveryLayout) {
       call.with_dx = call.in_place || flags % 3 != 1;
       call.with_dbias = flags % 5 != 2;
       if (flags % 5 == 3) call.weight.clear();
-      call.offset = flags % 4 == 3 ? 1 : 0;
+      call.offset = flags % 4 == 3 ? 1 : flags % 4 == 2 ? 4 : 0;
       emulator::set_order(flags);
       check(call);
     }

@@ -105,7 +105,7 @@ void for_flags(ForwardCall call, const Run& run) {
     call.relu = flags & 1;
     call.residual = flags & 2 ? residual : std::vector<double>();
     call.in_place = flags & 4;
-    call.offset = flags % 3 == 1 ? 1 : 0;
+    call.offset = flags % 3 == 1 ? 1 : flags % 3 == 2 ? 4 : 0;
     emulator::set_order(static_cast<uint64_t>(flags));
     run(call);
   }

@@ -47,7 +47,7 @@ void for_all(const Run& run) {
   for (const auto& [name, device] : real_devices()) {
     for (const Type type : {Type::kFloat, Type::kDouble, Type::kBFloat16, Type::kHalf}) {
       for (const Shape& shape : shapes()) {
-        for (const int vector : {1, vector_of(type, shape, {})}) {
+        for (int vector = vector_of(type, shape, {}); vector > 0; vector /= 2) {
           SCOPED_TRACE(name + " " + kernels::test::name_of(type) + " " + name_of(shape) + " by " +
                        std::to_string(vector));
           run(type, shape, vector, device);
@@ -175,11 +175,14 @@ TEST(CudaLaunchTest, VectorsWhereSizesAndAddressesAllow) {
     EXPECT_EQ(vector_of(Type::kFloat, shape, {memory, nullptr}), 4);
     EXPECT_EQ(vector_of(Type::kDouble, shape, {memory}), 2);
     EXPECT_EQ(vector_of(Type::kBFloat16, shape, {memory + 16}), 8);
-    EXPECT_EQ(vector_of(Type::kHalf, shape, {memory, memory + 8}), 1);
+    EXPECT_EQ(vector_of(Type::kHalf, shape, {memory, memory + 8}), 4);
+    EXPECT_EQ(vector_of(Type::kHalf, shape, {memory, memory + 4}), 1);
+    EXPECT_EQ(vector_of(Type::kDouble, shape, {memory + 8}), 1);
     EXPECT_EQ(vector_of(Type::kFloat, shape, {memory + 4}), 1);
   }
   EXPECT_EQ(vector_of(Type::kFloat, {4, 4, 49}, {memory}), 1);
-  EXPECT_EQ(vector_of(Type::kBFloat16, {4, 4, 196}, {memory}), 1);
+  EXPECT_EQ(vector_of(Type::kBFloat16, {4, 4, 196}, {memory}), 4);
+  EXPECT_EQ(vector_of(Type::kBFloat16, {4, 4, 49}, {memory}), 1);
   EXPECT_EQ(vector_of(Type::kFloat, {4, 5, 1}, {memory}), 1);
   EXPECT_EQ(vector_of(Type::kFloat, {4, 1, 1}, {memory}), 4);
 }
