@@ -4,7 +4,7 @@
 #   PYTHON    the Python to build with (python3); its torch is used where it has one of 2.11 or newer
 #   TORCH     what pip installs where it has none
 #   SKIP_APT  1: leave Debian's packages alone
-#   ARGS      for `make bench` and `make bench-gpu`: their options; --help lists them
+#   ARGS      for `make bench`, `make bench-gpu` and `make study`: their options; --help lists them
 #   RUN       for `make report`: the folder of a run of the trainer
 #   GPU_ARCHITECTURES  for `make gpu` and its like: compute capabilities to compile for (native: this machine's)
 
@@ -66,7 +66,7 @@ report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo)
 	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh $(RUN)
 
 study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (some 40 minutes)
-	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study
+	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study $(ARGS)
 
 test: setup ## run all tests: C++, Python, packaging
 	@echo "-- building the tests"
