@@ -47,8 +47,8 @@ BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 GPU_ARCHITECTURES ?= native
 GPU_OUT := runs/gpu
 GPU_ENV = env PYTHONPATH=python MOMENTUM_BN_LIBRARY=$(abspath build-gpu/lib/libmomentum_bn.so)
-GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy autograd checkpointing convert differential errors func \
-  functional inplace layouts mixed_dtypes modules ops state teacher)
+GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy autograd checkpointing convert differential errors \
+  func functional inplace layouts mixed_dtypes modules ops state teacher)
 SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all
 GPU_PYTEST = $(PYTHON) -m pytest --device cuda $(GPU_TESTS)
 
@@ -99,7 +99,8 @@ sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's me
 gpu-library:
 	@echo "-- building the library with CUDA kernels in build-gpu/"
 	@mkdir -p $(GPU_OUT)
-	@{ cmake -G Ninja -B build-gpu -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$$(command -v $(PYTHON))" \
+	@{ cmake -G Ninja -B build-gpu -DCMAKE_BUILD_TYPE=Release \
+	    -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')" \
 	    -DMOMENTUM_BN_CUDA=ON -DMOMENTUM_BN_CUDA_ARCHITECTURES='$(GPU_ARCHITECTURES)' \
 	    -DMOMENTUM_BN_BUILD_TRAINER=OFF -DMOMENTUM_BN_BUILD_TESTS=OFF && cmake --build build-gpu; } \
 	  >$(GPU_OUT)/build.txt 2>&1 || { cat $(GPU_OUT)/build.txt >&2; exit 1; }
