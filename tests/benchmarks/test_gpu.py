@@ -6,19 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import names
 from benchmarks.cases import Case
+from benchmarks.gpu import __main__ as main
 from benchmarks.gpu import workloads
-from benchmarks.gpu.__main__ import IN_A_GRAPH, plan
 from benchmarks.gpu.cases import LARGE_CASES, QUICK_CASES, SMALL_CASES, bytes_of, tensors_moved
 from benchmarks.gpu.report import Timings, report, write
 from benchmarks.gpu.timing import in_turn, sets_past_cache
 from benchmarks.layer_workloads import make_ours
 from benchmarks.results import Section
+from benchmarks.timing import Call
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = [Case((4, 3, 5, 5), True), Case((8, 5)), Case((2, 16, 4, 4), False, torch.bfloat16)]
@@ -91,14 +93,14 @@ def test_composite_is_the_layer_by_other_operations() -> None:
 
 
 def test_plan_selects_by_name() -> None:
-    assert len(list(plan("", quick=False, rounds=1))) == 2 * len(LARGE_CASES) + len(SMALL_CASES) + 4
-    assert len(list(plan("7x7", quick=True, rounds=1))) == 2 * 4 + 1
-    assert not list(plan("no such case", quick=False, rounds=1))
+    assert len(list(main.plan("", quick=False, rounds=1))) == 2 * len(LARGE_CASES) + len(SMALL_CASES) + 4
+    assert len(list(main.plan("7x7", quick=True, rounds=1))) == 2 * 4 + 1
+    assert not list(main.plan("no such case", quick=False, rounds=1))
 
 
 def example() -> list[Timings]:
     section = Section("case", names.FORWARD, names.COPY, {names.COPY: [1e-3, 2e-3, 1e-3], names.OURS_FRESH: [2e-3] * 3})
-    small = Section("small", IN_A_GRAPH, names.COPY, {names.COPY: [1e-6]}, {names.PUBLISHED_COMPILED: "no triton"})
+    small = Section("small", main.IN_A_GRAPH, names.COPY, {names.COPY: [1e-6]}, {names.PUBLISHED_COMPILED: "no triton"})
     return [Timings(section, {names.COPY: 2 * 10**9, names.OURS_FRESH: 3 * 10**9}), Timings(small, {})]
 
 
@@ -129,3 +131,22 @@ def test_command_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "torch finds no GPU here: nothing to time"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("phase", [names.FORWARD, names.TRAINING])
+def test_measuring_with_a_clock_of_its_own(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the device's clock, cache and memory."""
+
+    def run_once(calls: dict[str, Call], rounds: int, repeats: int) -> dict[str, list[float]]:
+        assert torch.is_grad_enabled() == (phase == names.TRAINING) and repeats > 0
+        for call in calls.values():
+            call()
+        return {name: [1e-3] * rounds for name in calls}
+
+    monkeypatch.setattr(main, "interleaved_device_seconds", run_once)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(L2_cache_size=10**4))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**6))
+    timing = main.measure_large(TINY[0], phase, compiled=False, rounds=3)
+    assert timing.section.case == TINY[0].name and timing.section.absent == {}
+    assert timing.bytes_moved.keys() == timing.section.seconds.keys()
+    assert timing.share_of_copy(names.TORCH) == {names.FORWARD: 1.0, names.TRAINING: 2.5}[phase]

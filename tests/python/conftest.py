@@ -14,19 +14,26 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--device", default="cpu", help="where tests make tensors and layers that name no device: cpu, cuda"
+        "--device",
+        default="cpu",
+        help="where tests make tensors and layers that name no device: cpu; cuda; emulated-cuda, the operators on CUDA "
+        "over emulated kernels (see emulated_cuda.py)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: about the CPU; left out with another --device")
+    if _device(config) == "emulated-cuda":
+        import emulated_cuda
+
+        emulated_cuda.install()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    device = torch.device(config.getoption("--device", default="cpu"))
-    if device.type == "cpu":
+    device = _device(config)
+    if device == "cpu":
         return
-    usable = device.type != "cuda" or torch.cuda.is_available()
+    usable = not device.startswith("cuda") or torch.cuda.is_available()
     absent = pytest.mark.skip(reason=f"--device {device}: torch finds no such device here")
     for item in items:
         if not usable:
@@ -35,15 +42,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"--device {device}: a test of the CPU"))
 
 
+def _device(config: pytest.Config) -> str:
+    # Not known where pytest was started with other folders than this one.
+    return config.getoption("--device", default="cpu")
+
+
 @pytest.fixture(autouse=True)
 def _on_the_device(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tensors and layers that name no device are made on the one that --device names."""
-    device = request.config.getoption("--device", default="cpu")
-    if device != "cpu":  # torch's own default: nothing is set, and nothing stands between a test and torch
-        torch.set_default_device(device)
+    device = _device(request.config)
+    if device in ("cpu", "emulated-cuda"):  # torch's own default: nothing stands between a test and torch
+        yield
+        return
+    torch.set_default_device(device)
     yield
-    if device != "cpu":
-        torch.set_default_device(None)
+    torch.set_default_device(None)
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +87,17 @@ def kernels_test() -> Path:
 @pytest.fixture(scope="session")
 def process_group_peer() -> Path:
     """Operators in C++ for the tests of process groups."""
-    return _built("lib", "libprocess_group_peer.so")
+    return built_library("process_group_peer")
 
 
 def built_program(name: str) -> Path:
     """One of the C++ tests' programs. MOMENTUM_BN_BUILD_DIR names the build folder, by default `build`."""
     return _built("bin", name)
+
+
+def built_library(name: str) -> Path:
+    """One of the C++ tests' libraries, as `built_program`."""
+    return _built("lib", f"lib{name}.so")
 
 
 def _built(folder: str, name: str) -> Path:

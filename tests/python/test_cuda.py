@@ -278,40 +278,6 @@ def test_deterministic_mode_has_the_same_bits(kind):
     check_equal(nets[2], nets[0])
 
 
-@pytest.mark.parametrize("shards", [(5, 3), (7, 1), (8, 0), (1, 1, 6)], ids=str)
-def test_statistics_of_several_ranks_equal_the_whole_batch(shards):
-    """What a group's collective would gather is given, so that one GPU can play all ranks."""
-    x = images(0, dtype=torch.float64)
-    whole = Block(torch.float64).third
-    parts = [copy.deepcopy(whole) for _ in shards]
-    pieces = x.split(shards)
-    with torch.no_grad():
-        for _ in range(4):
-            gathered = torch.stack([torch.ops.momentum_bn._batch_statistics(piece) for piece in pieces])
-            whole.inplace = False
-            expected = whole(x)
-            ys = [
-                torch.ops.momentum_bn._forward_train(
-                    piece, None, part.weight, part.bias, list(part.buffers()), part.eps, part.total_iters, 2,
-                    "cosine", "published", "relu", None, gathered,
-                )[0]
-                for piece, part in zip(pieces, parts, strict=True)
-            ]  # fmt: skip
-            assert_close(torch.cat(ys), expected, rtol=1e-10, atol=1e-10)
-    for part in parts:
-        for name, buffer in part.named_buffers():
-            assert_close(buffer, getattr(whole, name), rtol=1e-10, atol=1e-10, msg=name)
-
-
-def test_one_value_in_a_whole_group_is_refused():
-    x = randn(1, 3).cuda()
-    gathered = torch.stack([torch.ops.momentum_bn._batch_statistics(part) for part in (x, x[:0])])
-    with pytest.raises(ValueError, match="1 value per channel in the whole process group"):
-        torch.ops.momentum_bn._forward_train(
-            x, None, None, None, [], 1e-5, 10, 2, "cosine", "published", None, None, gathered
-        )
-
-
 @several_gpus
 def test_tensors_on_a_device_that_is_not_the_current_one():
     nets = [Block(device="cuda:0"), Block(device="cuda:1")]

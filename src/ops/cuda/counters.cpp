@@ -3,6 +3,7 @@
 #include "ops/cuda/runtime.h"
 
 #include <ATen/ops/zeros.h>
+#include <cuda_runtime_api.h>
 
 #include <map>
 #include <mutex>

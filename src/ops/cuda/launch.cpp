@@ -3,7 +3,6 @@
 #include "ops/cuda/runtime.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace momentum_bn::cuda {
 namespace {
@@ -13,11 +12,6 @@ kernels::cuda::Device properties(c10::Device device) {
   kernels::cuda::Device result = {};
   check(kernels::cuda::current_device(result), "cudaDeviceGetAttribute");
   return result;
-}
-
-/// torch's current one. Through c10 alone: nothing of torch's CUDA libraries is linked.
-kernels::cuda::Stream current_stream(c10::Device device) {
-  return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
 }
 
 }  // namespace

@@ -41,6 +41,19 @@ bool kernels_take(const State& state, const at::Tensor& x) {
          all_on(x.device(), {state.num_batches_tracked, state.view_count, state.cur_iter, state.momentum});
 }
 
+/// Whether the kernels can read and write all of a tensor 16 bytes at a time. How they share out their sums depends on
+/// it, and equal values shall give equal results wherever they lie: they are given no other tensors.
+bool is_aligned(const at::Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
+
+/// The tensor as the kernels take it; undefined where there is none.
+at::Tensor aligned(const MaybeTensor& tensor, at::MemoryFormat format) {
+  const auto values = dense(tensor, format);
+  return values.defined() && !is_aligned(values) ? values.clone() : values;
+}
+
+/// Whether the kernels can write over x.
+bool can_overwrite(const at::Tensor& x) { return x.is_contiguous(x.suggest_memory_format()) && is_aligned(x); }
+
 int number_of(Variance variance) {
   switch (variance) {
     case Variance::Published:
@@ -102,8 +115,8 @@ struct Inputs {
 /// @param args  what is particular to it: the blend, the state, the results
 void run_forward(Launch& launch, const Inputs& inputs, const at::Tensor& y, const at::Tensor& saved, ForwardArgs args) {
   const auto format = inputs.x.suggest_memory_format();
-  const auto x = inputs.x.contiguous(format);
-  const auto residual = dense(inputs.residual, format);
+  const auto x = aligned(inputs.x, format);
+  const auto residual = aligned(inputs.residual, format);
   const ChannelArray weight(inputs.weight, saved.scalar_type());
   const ChannelArray bias(inputs.bias, saved.scalar_type());
   args.type = kernel_type(x.scalar_type());
@@ -126,7 +139,7 @@ at::Tensor batch_statistics(const at::Tensor& x) {
   if (x.numel() == 0) return at::zeros({2 * x.size(1) + 1}, options);
   Launch launch(x);
   const auto format = x.suggest_memory_format();
-  const auto dense_x = x.contiguous(format);
+  const auto dense_x = aligned(x, format);
   auto statistics = at::empty({2 * x.size(1) + 1}, options);
   kernels::cuda::StatisticsArgs args = {};
   args.type = kernel_type(x.scalar_type());
@@ -205,7 +218,7 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
                           MaybeWord process_group, const MaybeTensor& group_statistics) {
   check_writable(x);
   const auto state = State::of(state_tensors);
-  const bool over_x = x.is_contiguous(x.suggest_memory_format()) && !overwrites_residual(x, residual);
+  const bool over_x = can_overwrite(x) && !overwrites_residual(x, residual);
   if (!over_x || !kernels_take(state, x)) {
     const auto [y, saved] = forward_train(x, residual, weight, bias, state_tensors, eps, total_iters, views_per_update,
                                           schedule, variance, activation, process_group, group_statistics);
@@ -264,15 +277,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy
   } else {
     Launch launch(dy);
     const auto format = dy.suggest_memory_format();
-    const auto dense_dy = dy.contiguous(format);
-    const auto dense_x = output_mask[1] ? dense(x, format) : at::Tensor();
-    const auto dense_y = relu ? dense(y, format) : at::Tensor();
+    const auto dense_dy = aligned(dy, format);
+    const auto dense_x = output_mask[1] ? aligned(x, format) : at::Tensor();
+    const auto dense_y = relu ? aligned(y, format) : at::Tensor();
     const auto dense_saved = saved.contiguous();
     const ChannelArray weights(weight, saved.scalar_type());
     const auto out = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; };
     kernels::cuda::BackwardArgs args = {};
     args.type = kernel_type(dy.scalar_type());
-    args.shape = shape_of(dy, format);
+    args.shape = shape_of(dense_dy, format);
     args.dy = dense_dy.const_data_ptr();
     args.x = data_or_null(dense_x);
     args.y = data_or_null(dense_y);
@@ -303,7 +316,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const M
                                                          const MaybeTensor& weight, const at::Tensor& saved,
                                                          MaybeWord activation, std::array<bool, 4> output_mask) {
   check_writable(dy);
-  const bool over_dy = dy.is_contiguous(dy.suggest_memory_format());
+  const bool over_dy = can_overwrite(dy);
   const auto dx = over_dy ? dy : empty_output(dy);
   auto result = run_backward(dy, dx, x, y, weight, saved, activation, output_mask);
   if (!over_dy) dy.copy_(dx);

@@ -1,6 +1,8 @@
 #include "ops/cuda/runtime.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
+#include <cuda_runtime_api.h>
 
 namespace momentum_bn::cuda {
 
@@ -16,6 +18,10 @@ void use_device(c10::Device device) {
   int current = -1;
   check(cudaGetDevice(&current), "cudaGetDevice");
   if (current != device.index()) check(cudaSetDevice(device.index()), "cudaSetDevice");
+}
+
+kernels::cuda::Stream current_stream(c10::Device device) {
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
 }
 
 }  // namespace momentum_bn::cuda

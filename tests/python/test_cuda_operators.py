@@ -1,0 +1,121 @@
+"""The private operators where devices differ: given statistics of ranks, counters, what falls back. On any --device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import momentum_bn
+from inputs import as_layout, randn, randomise_parameters
+from oracle import cosine_schedule
+from snapshots import same_bits, snapshot, unchanged
+
+SHAPE = (8, 5, 3, 4)
+OPTIONS = (1e-5, 10, 2, "cosine", "published")
+
+
+def layer(**options):
+    return randomise_parameters(momentum_bn.MomentumBatchNorm2d(SHAPE[1], total_iters=10, **options))
+
+
+def state(m):
+    return list(m.buffers())
+
+
+@pytest.fixture
+def emulation(request):
+    if request.config.getoption("--device", default="cpu") != "emulated-cuda":
+        pytest.skip("looks into the emulated CUDA runtime: --device emulated-cuda")
+    import emulated_cuda
+
+    return emulated_cuda
+
+
+def statistics_of_ranks(pieces):
+    return torch.stack([torch.ops.momentum_bn._batch_statistics(piece) for piece in pieces])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shards", [(5, 3), (7, 1), (8, 0), (1, 1, 6)], ids=str)
+def test_statistics_of_several_ranks_equal_the_whole_batch(shards, dtype):
+    """What a group's collective would gather is given, so that one process can play all ranks."""
+    whole = layer(activation="relu", dtype=dtype)
+    parts = [layer(activation="relu", dtype=dtype) for _ in shards]
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    with torch.no_grad():
+        for step in range(4):
+            x = randn(*SHAPE, seed=step, dtype=dtype, shift=step)
+            pieces = x.split(shards)
+            gathered = statistics_of_ranks(pieces)
+            ys = [
+                torch.ops.momentum_bn._forward_train(
+                    piece, None, part.weight, part.bias, state(part), *OPTIONS, "relu", None, gathered
+                )[0]
+                for piece, part in zip(pieces, parts, strict=True)
+            ]
+            assert_close(torch.cat(ys), whole(x), rtol=tolerance, atol=tolerance)
+    for part in parts:
+        for name, buffer in part.named_buffers():
+            assert_close(buffer, getattr(whole, name), rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_one_value_in_a_whole_group_is_refused_and_none_changes_nothing():
+    m, x = layer(), randn(1, SHAPE[1], 1, 1, dtype=torch.float32)
+    for pieces in ((x, x[:0]), (x[:0], x)):
+        gathered = statistics_of_ranks(pieces)
+        with unchanged(m, x), pytest.raises(ValueError, match="1 value per channel in the whole process group"):
+            torch.ops.momentum_bn._forward_train(
+                pieces[0], None, m.weight, m.bias, state(m), *OPTIONS, None, None, gathered
+            )
+    nothing = x[:0]
+    with unchanged(m), torch.no_grad():
+        y, saved = torch.ops.momentum_bn._forward_train(
+            nothing, None, None, None, state(m), *OPTIONS, None, None, statistics_of_ranks([nothing, nothing])
+        )
+        assert y.shape == nothing.shape and torch.equal(saved, torch.zeros_like(saved))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "permuted"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_backward_over_its_gradient_equals_backward(layout, activation):
+    x = randn(*SHAPE, dtype=torch.float32)
+    m = layer(activation=activation)
+    y, saved = torch.ops.momentum_bn._forward_train(x, None, m.weight, m.bias, state(m), *OPTIONS, activation)
+    dy = as_layout(randn(*SHAPE, seed=1, dtype=torch.float32), layout)
+    arguments = x, y.detach() if activation else None, m.weight.detach(), saved, activation
+    dx, dweight, dbias, dresidual = torch.ops.momentum_bn._backward(dy, *arguments, [True] * 4)
+    over = dy.clone(memory_format=torch.preserve_format)
+    results = torch.ops.momentum_bn._backward_(over, *arguments, [True] * 4)
+    for ours, theirs in zip((over, *results), (dx, dweight, dbias, dresidual), strict=True):
+        assert same_bits(ours, theirs)
+
+
+def test_counters_are_made_once_per_stream_and_by_each_captured_call(emulation):
+    m, x = layer(), randn(*SHAPE, dtype=torch.float32)
+    allocations, capturing = (emulation.number(f"emulated_{n}") for n in ("allocations", "stream_is_capturing"))
+    other = layer()
+    m(x)
+    assert allocations.value == 1
+    m(x)
+    other(x)
+    capturing.value = 1
+    try:
+        other(x)
+    finally:
+        capturing.value = 0
+    assert allocations.value == 1
+    ours, theirs = snapshot(m), snapshot(other)
+    assert all(same_bits(ours[name], theirs[name]) for name, _ in m.named_buffers())
+
+
+def test_schedule_moves_a_momentum_of_either_precision():
+    for dtype in (torch.float64, torch.float32):
+        cur_iter, momentum = torch.tensor(3), torch.tensor(0.9, dtype=dtype)
+        torch.ops.momentum_bn._advance_schedule_(cur_iter, momentum, 10, "cosine")
+        assert int(cur_iter) == 4
+        assert float(momentum) == pytest.approx(cosine_schedule(4, 10))
+        for kept in (-1.0, 0.25):
+            momentum.fill_(kept)
+            torch.ops.momentum_bn._advance_schedule_(cur_iter, momentum, 10, "constant" if kept > 0 else "cosine")
+            assert float(momentum) == kept
