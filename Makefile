@@ -4,7 +4,7 @@
 #   PYTHON    the Python to build with (python3); its torch is used where it has one of 2.11 or newer
 #   TORCH     what pip installs where it has none
 #   SKIP_APT  1: leave Debian's packages alone
-#   ARGS      for `make bench` and `make bench-gpu`: their options; --help lists them
+#   ARGS      for `make bench`, `make bench-gpu` and `make study`: their options; --help lists them
 #   RUN       for `make report`: the folder of a run of the trainer
 #   GPU_ARCHITECTURES  for `make gpu` and its like: compute capabilities to compile for (native: this machine's)
 
@@ -46,8 +46,8 @@ BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 GPU_ARCHITECTURES ?= native
 GPU_OUT := runs/gpu
 GPU_ENV = env PYTHONPATH=python MOMENTUM_BN_LIBRARY=$(abspath build-gpu/lib/libmomentum_bn.so)
-GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy autograd checkpointing convert differential errors func \
-  functional inplace layouts mixed_dtypes modules ops state teacher)
+GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy autograd checkpointing convert differential errors \
+  func functional inplace layouts mixed_dtypes modules ops state teacher)
 SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all
 GPU_PYTEST = $(PYTHON) -m pytest --device cuda $(GPU_TESTS)
 
@@ -66,7 +66,7 @@ report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo)
 	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh $(RUN)
 
 study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (some 40 minutes)
-	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study
+	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study $(ARGS)
 
 test: setup ## run all tests: C++, Python, packaging
 	@echo "-- building the tests"
@@ -98,7 +98,8 @@ sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's me
 gpu-library:
 	@echo "-- building the library with CUDA kernels in build-gpu/"
 	@mkdir -p $(GPU_OUT)
-	@{ cmake -G Ninja -B build-gpu -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$$(command -v $(PYTHON))" \
+	@{ cmake -G Ninja -B build-gpu -DCMAKE_BUILD_TYPE=Release \
+	    -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')" \
 	    -DMOMENTUM_BN_CUDA=ON -DMOMENTUM_BN_CUDA_ARCHITECTURES='$(GPU_ARCHITECTURES)' \
 	    -DMOMENTUM_BN_BUILD_TRAINER=OFF -DMOMENTUM_BN_BUILD_TESTS=OFF && cmake --build build-gpu; } \
 	  >$(GPU_OUT)/build.txt 2>&1 || { cat $(GPU_OUT)/build.txt >&2; exit 1; }

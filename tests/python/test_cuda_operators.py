@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 import momentum_bn
-from inputs import as_layout, randn, randomise_parameters
-from oracle import cosine_schedule
+from inputs import TOLERANCE, as_layout, randn, randomise_parameters
+from oracle import MomentumBatchNormOracle, cosine_schedule
 from snapshots import same_bits, snapshot, unchanged
 
 SHAPE = (8, 5, 3, 4)
@@ -89,6 +89,26 @@ def test_backward_over_its_gradient_equals_backward(layout, activation):
     results = torch.ops.momentum_bn._backward_(over, *arguments, [True] * 4)
     for ours, theirs in zip((over, *results), (dx, dweight, dbias, dresidual), strict=True):
         assert same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_state_of_any_dtype_and_stride_is_written(dtype):
+    m = layer(dtype=dtype)
+    oracle = MomentumBatchNormOracle(SHAPE[1], total_iters=10)
+    for name in ("running_mean", "running_var", "view_mean_sum", "view_var_sum"):
+        values = getattr(m, name)
+        setattr(m, name, torch.stack([values, values + 7], 1)[:, 0])
+    for step in range(4):
+        oracle.read_state(m)
+        x = randn(*SHAPE, seed=step, dtype=dtype, shift=step)
+        with torch.no_grad():
+            m(x)
+        oracle.train_forward(x)
+        for name in ("running_mean", "running_var", "view_mean_sum", "view_var_sum"):
+            value = getattr(m, name)
+            assert value.stride() == (2,)
+            assert_close(value.double(), getattr(oracle, name), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], msg=name)
+        assert int(m.num_batches_tracked) == oracle.num_batches_tracked and m.cur_iter == oracle.cur_iter
 
 
 def test_counters_are_made_once_per_stream_and_by_each_captured_call(emulation):

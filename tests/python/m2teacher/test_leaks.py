@@ -41,7 +41,7 @@ def test_no_leaks(binary: Path, data: Path, tmp_path: Path, leak_sanitizer: dict
     call(*pretrain_arguments(data, run, checkpoint_every=4, threads=2))
     checkpoint_of(run).unlink()
     call("pretrain", "--resume", run)
-    call("linear", "--checkpoint", run)
+    call("linear", "--checkpoint", run, "--labels-per-class", "0,5")
     call("export", "--checkpoint", run, "--out", tmp_path / "encoder.safetensors")
 
 
