@@ -2,11 +2,15 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
 namespace momentum_bn::kernels::cuda {
 namespace {
+
+/// To be asked what it was compiled for.
+__global__ void nothing_kernel() {}
 
 int ask(int device, cudaDeviceAttr attribute, int64_t& value) {
   int answer = 0;
@@ -28,8 +32,10 @@ int ask_all(int index, Device& device) {
   if (error == 0)
     error = ask(index, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device.shared_memory_per_multiprocessor);
   if (error == 0) error = ask(index, cudaDevAttrL2CacheSize, device.l2_bytes);
+  cudaFuncAttributes compiled = {};
+  if (error == 0) error = cudaFuncGetAttributes(&compiled, nothing_kernel);
   device.multiprocessors = static_cast<int>(multiprocessors);
-  device.capability = static_cast<int>(10 * major + minor);
+  device.capability = std::min(static_cast<int>(10 * major + minor), compiled.ptxVersion);
   device.threads_per_multiprocessor = static_cast<int>(threads);
   return error;
 }

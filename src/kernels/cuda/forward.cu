@@ -137,9 +137,10 @@ int start_gathered(const ForwardParameters& p) {
 int forward(const ForwardArgs& args, const Device& device) {
   const int vector = vector_of(args.type, args.shape, {args.x, args.residual, args.y});
   if (!args.gathered) {
-    if (const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device)) {
-      return forward_on_chip(args, *tiling);
-    }
+    const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device);
+    if (tiling && forward_on_chip(args, *tiling) == 0) return 0;
+    // A part of a device (MIG) may have too few multiprocessors side by side for a cluster.
+    cudaGetLastError();
   }
   const auto p = parameters_of(args, tiling_of(args.shape, vector, device));
   const int error = args.gathered ? start_gathered(p) : start_statistics(p);

@@ -17,7 +17,7 @@ using Stream = void*;
 /// What launches are computed from.
 struct Device {
   int multiprocessors;
-  int capability;  // 10 * major + minor
+  int capability;  // 10 * major + minor; of what the kernels were compiled for, where that is less
   int threads_per_multiprocessor;
   int64_t shared_memory_per_block;  // that a kernel may ask for, opt-in
   int64_t shared_memory_per_multiprocessor;

@@ -57,7 +57,8 @@ class TileBlend {
       moments_[i].mean = Moments<T, V, kRows>::shift_of(p_.tiling, p_.args.x, channel);
     });
     if (place.lane == 0) sums.put(sums_ + place.column * N * 2);
-    if (!in_cluster_of_several()) return __syncthreads();
+    __syncthreads();
+    if (!in_cluster_of_several()) return;
     cluster_arrive();
     cluster_wait();
   }
@@ -71,8 +72,8 @@ class TileBlend {
       if (is_first()) blend.save();
     });
     // From here on the others' sums and the state are not read any more.
-    if (in_cluster_of_several()) cluster_arrive();
     __syncthreads();
+    if (in_cluster_of_several()) cluster_arrive();
   }
 
   /// Of this thread's channels.

@@ -7,6 +7,21 @@
 
 namespace momentum_bn::kernels::cuda {
 
+struct Quotient {
+  int64_t quotient;
+  int64_t rest;
+};
+
+/// Of numbers that are not negative: devices divide by 32 bits several times faster than by 64.
+__device__ inline Quotient divided(int64_t value, int64_t by) {
+  if (((value | by) >> 32) == 0) {
+    const auto narrow_value = static_cast<uint32_t>(value);
+    const auto narrow_by = static_cast<uint32_t>(by);
+    return {narrow_value / narrow_by, narrow_value % narrow_by};
+  }
+  return {value / by, value % by};
+}
+
 /// A thread's place in its tile: neighbouring threads read neighbouring vectors.
 struct Place {
   int column;
@@ -43,12 +58,13 @@ struct Walk {
     int64_t end = (slice + 1) * tiling.positions_per_slice;
     if (end > tiling.positions) end = tiling.positions;
     if (column >= tiling.columns || first >= end) return;
-    left = (end - first + tiling.height - 1) / tiling.height;
+    left = divided(end - first + tiling.height - 1, tiling.height).quotient;
     if (kRows) {
       at = first * tiling.channels + column * V;
     } else {
-      in_plane = first % tiling.plane;
-      at = (first / tiling.plane * tiling.channels + column) * tiling.inner + in_plane * V;
+      const auto [outer, vector] = divided(first, tiling.plane);
+      in_plane = vector;
+      at = (outer * tiling.channels + column) * tiling.inner + vector * V;
     }
   }
 

@@ -3,6 +3,7 @@
 #include "buffer.h"
 #include "compare.h"
 #include "inputs.h"
+#include "kernels/cuda/launch.h"
 #include "layer.h"
 #include "ways.h"
 
@@ -315,6 +316,25 @@ TEST_P(CudaForwardTest, GatheredStatistics) {
     check(call, {}, unit_tolerance(type()));
     call.blend.variance = 0;
     check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));
+  }
+}
+
+/// What is on chip takes one launch, and two where its clusters cannot be had; everything else two.
+TEST_P(CudaForwardTest, Launches) {
+  for (const Shape& shape : layouts()) {
+    const auto call = call_of(shape, 0.3);
+    const auto tiling = on_chip_tiling_of(type(), shape, vector_of(type(), shape, {}), device());
+    const bool in_cluster = tiling && tiling->slices > 1;
+    SCOPED_TRACE(describe(call));
+    LayerState none;
+    const auto before = emulator::launches();
+    const auto usual = run_forward(call, none, device());
+    EXPECT_EQ(emulator::launches() - before, tiling ? 1 : 2);
+    if (!in_cluster) continue;
+    emulator::refuse_clusters(true);
+    EXPECT_TRUE(near(type(), run_forward(call, none, device()).y, usual.y, unit_tolerance(type())));
+    emulator::refuse_clusters(false);
+    EXPECT_EQ(emulator::launches() - before, 3);
   }
 }
 

@@ -187,6 +187,18 @@ TEST(CudaLaunchTest, VectorsWhereSizesAndAddressesAllow) {
   EXPECT_EQ(vector_of(Type::kFloat, {4, 1, 1}, {memory}), 4);
 }
 
+/// Code compiled for devices without clusters has none, on whatever device it runs.
+TEST(CudaLaunchTest, CurrentDevice) {
+  Device device = {};
+  ASSERT_EQ(current_device(device), 0);
+  EXPECT_EQ(device.multiprocessors, 132);
+  EXPECT_EQ(device.capability, 89);
+  EXPECT_EQ(device.threads_per_multiprocessor, 2048);
+  EXPECT_EQ(device.shared_memory_per_block, 227 * 1024);
+  EXPECT_EQ(device.shared_memory_per_multiprocessor, 228 * 1024);
+  EXPECT_EQ(device.l2_bytes, 50 * 1024 * 1024);
+}
+
 /// The devices of the other tests send their shapes the ways that they are named for.
 TEST(CudaLaunchTest, WaysOfTheTests) {
   int in_block = 0;

@@ -13,7 +13,6 @@ extern "C" __attribute__((visibility("default"))) int emulated_stream_is_capturi
 extern "C" __attribute__((visibility("default"))) int emulated_allocations;
 
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* number);
 cudaError_t cudaMalloc(void** memory, size_t bytes);

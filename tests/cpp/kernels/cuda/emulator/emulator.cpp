@@ -21,6 +21,8 @@ namespace {
 
 constexpr size_t kStackBytes = size_t{128} * 1024;
 constexpr unsigned kMostThreads = 1024;
+/// As if the kernels had been compiled for an older device than the emulated one.
+constexpr int kCompiledFor = 89;
 constexpr unsigned kMostSlices = 65'535;
 constexpr unsigned char kPoison = 0xFF;  // NaN in every type
 constexpr unsigned char kGuard = 0xA5;
@@ -28,6 +30,8 @@ constexpr size_t kGuardBytes = 256;
 
 uint64_t order_seed = 0;
 int64_t launch_count = 0;
+bool clusters_refused = false;
+cudaError_t last_error = cudaSuccess;
 std::string errors;
 
 void complain(const std::string& error) { errors += error + "; "; }
@@ -236,6 +240,8 @@ void Scheduler::enter() {
 
 void set_order(uint64_t seed) { order_seed = seed; }
 
+void refuse_clusters(bool refuse) { clusters_refused = refuse; }
+
 int64_t launches() { return launch_count; }
 
 std::string take_errors() { return std::exchange(errors, ""); }
@@ -250,6 +256,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
       config.gridDim.y % in_cluster != 0) {
     return cudaErrorInvalidConfiguration;
   }
+  if (clusters_refused && in_cluster > 1) return last_error = cudaErrorInvalidConfiguration;
   if (config.dynamicSmemBytes > std::max(kUnasked, most_shared_bytes[kernel])) return cudaErrorInvalidValue;
   ++launch_count;
   scheduler.run(config, thread);
@@ -294,12 +301,37 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
   return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)()) {
+  attributes->ptxVersion = momentum_bn::emulator::kCompiledFor;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError() { return std::exchange(momentum_bn::emulator::last_error, cudaSuccess); }
+
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = 10 + static_cast<int>(attribute);
+  *value = [attribute] {
+    switch (attribute) {
+      case cudaDevAttrMultiProcessorCount:
+        return 132;
+      case cudaDevAttrComputeCapabilityMajor:
+        return 9;
+      case cudaDevAttrComputeCapabilityMinor:
+        return 0;
+      case cudaDevAttrMaxThreadsPerMultiProcessor:
+        return 2048;
+      case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+        return 227 * 1024;
+      case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+        return 228 * 1024;
+      case cudaDevAttrL2CacheSize:
+        return 50 * 1024 * 1024;
+    }
+    return 0;
+  }();
   return cudaSuccess;
 }

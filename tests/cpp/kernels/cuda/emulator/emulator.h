@@ -11,6 +11,9 @@ namespace momentum_bn::emulator {
 /// indices. Results must not depend on it.
 void set_order(uint64_t seed);
 
+/// From now on clusters of several blocks cannot be launched, or can.
+void refuse_clusters(bool refuse);
+
 /// Kernels launched so far.
 int64_t launches();
 
