@@ -29,7 +29,7 @@ from snapshots import same_bits
 DELAY, RATE = 0.005, "200mbit"
 STEPS = 20
 COLLECTIVE_SECONDS = 20  # that a rank waits for another one
-SECONDS = 90  # for any run as a whole
+SECONDS = 240  # for any run as a whole: torchrun starts slowly where others want the processors, too
 
 
 class Example:
