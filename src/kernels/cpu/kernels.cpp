@@ -69,8 +69,8 @@ void blend(const BlendArgs& args, int64_t begin, int64_t end) {
 #define MOMENTUM_BN_TABLE(capability) MOMENTUM_BN_CONCATENATE(table_, capability)
 const KernelTable& MOMENTUM_BN_TABLE(CPU_CAPABILITY)();
 const KernelTable& MOMENTUM_BN_TABLE(CPU_CAPABILITY)() {
-  static constexpr KernelTable kTable = {CPU_CAPABILITY::forward, CPU_CAPABILITY::normalize,
-                                         CPU_CAPABILITY::statistics, CPU_CAPABILITY::backward, CPU_CAPABILITY::blend};
+  static constexpr KernelTable kTable = {CPU_CAPABILITY::forward, CPU_CAPABILITY::normalize, CPU_CAPABILITY::statistics,
+                                         CPU_CAPABILITY::backward, CPU_CAPABILITY::blend};
   return kTable;
 }
 
