@@ -11,30 +11,9 @@
 namespace momentum_bn::kernels::test {
 namespace {
 
-std::string describe(const BackwardCall& call) {
-  return name_of(call.shape) + (call.x.empty() ? " no x" : "") + (call.y.empty() ? "" : " mask") +
-         (call.with_dx ? "" : " no dx") + (call.with_dresidual ? " dresidual" : "") +
-         (call.in_place ? " in place" : "") + " offset " + std::to_string(call.offset);
-}
-
 class BackwardTest : public EveryKernel {
  protected:
-  /// x around `mean`, y of both signs and zero, dy with a part along x so that no sum of a channel cancels.
-  BackwardCall call_of(const Shape& shape, double mean) const {
-    BackwardCall call;
-    call.type = type();
-    call.shape = shape;
-    call.x = unit_noise(shape.values(), 3);
-    call.dy = unit_noise(shape.values(), 4);
-    call.y = uniform(shape.values(), -1, 1, 5);
-    for (size_t i = 0; i < call.x.size(); ++i) {
-      call.dy[i] = 0.5 * call.dy[i] + 0.5 * call.x[i] + 0.2;
-      call.x[i] += mean;
-      if (i % 17 == 0) call.y[i] = i % 2 ? 0.0 : -0.0;
-    }
-    for (auto* values : {&call.x, &call.dy, &call.y}) *values = rounded(type(), *values);
-    return call;
-  }
+  BackwardCall call_of(const Shape& shape, double mean) const { return {backward_inputs(type(), shape, mean)}; }
 
   Coefficients coefficients_of(const Shape& shape, double mean) const {
     return {rounded(accumulate_type(type()), uniform(shape.channels, mean - 0.1, mean + 0.1, 31)),

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "buffer.h"
+#include "call_inputs.h"
 #include "kernels/cpu/kernels.h"
 #include "oracle.h"
 #include "threads.h"
@@ -19,15 +20,7 @@ struct ScaleAndShift {
 };
 using BlendRule = std::function<ScaleAndShift(int64_t channel, double mean, double m2)>;
 
-struct ForwardCall {
-  Type type = Type::kFloat;
-  Shape shape = {};
-  std::vector<double> x;
-  std::vector<double> residual;  // or empty
-  bool relu = false;
-  bool in_place = false;
-  /// Elements that x, residual and y lie behind an aligned address.
-  int64_t offset = 0;
+struct ForwardCall : ForwardInputs {
   ParallelFor parallel_for = serial;
 };
 
@@ -52,16 +45,7 @@ ForwardResult run_normalize(const KernelTable& table, const ForwardCall& call, c
 /// channel has weight 1 and bias 0.
 BlendRule layer_rule(const Shape& shape, double eps = 1e-5);
 
-struct BackwardCall {
-  Type type = Type::kFloat;
-  Shape shape = {};
-  std::vector<double> dy;
-  std::vector<double> x;  // or empty
-  std::vector<double> y;  // or empty: no mask
-  bool with_dx = true;
-  bool with_dresidual = false;
-  bool in_place = false;  // dx in dy
-  int64_t offset = 0;
+struct BackwardCall : BackwardInputs {
   ParallelFor parallel_for = serial;
 };
 

@@ -11,21 +11,6 @@
 namespace momentum_bn::kernels::test {
 namespace {
 
-std::string describe(const ForwardCall& call) {
-  return name_of(call.shape) + (call.relu ? " relu" : "") + (call.residual.empty() ? "" : " residual") +
-         (call.in_place ? " in place" : "") + " offset " + std::to_string(call.offset);
-}
-
-/// Unit noise around `mean`, the channels a little apart.
-std::vector<double> noise_around(double mean, const Shape& shape, Type type) {
-  auto x = unit_noise(shape.values(), 1);
-  for (size_t i = 0; i < x.size(); ++i) {
-    const auto channel = static_cast<int64_t>(i) / shape.inner % shape.channels;
-    x[i] += mean + 0.1 * static_cast<double>(channel % 7);
-  }
-  return rounded(type, x);
-}
-
 /// Eight calls with each combination of relu, residual and in place.
 template <typename Run>
 void for_flags(ForwardCall call, const Run& run) {
@@ -75,13 +60,7 @@ class ForwardTest : public EveryKernel {
     EXPECT_TRUE(near(type(), result.y, expected, unit_tolerance(type()))) << "y of normalize";
   }
 
-  ForwardCall call_of(const Shape& shape, double mean) const {
-    ForwardCall call;
-    call.type = type();
-    call.shape = shape;
-    call.x = noise_around(mean, shape, type());
-    return call;
-  }
+  ForwardCall call_of(const Shape& shape, double mean) const { return {forward_inputs(type(), shape, mean)}; }
 };
 
 TEST_P(ForwardTest, EveryCombinationInEveryLayout) {

@@ -13,39 +13,20 @@ namespace momentum_bn::kernels::cuda::test {
 namespace {
 
 using kernels::test::accumulate_type;
+using kernels::test::backward_inputs;
 using kernels::test::each_near;
 using kernels::test::layouts;
-using kernels::test::name_of;
 using kernels::test::near;
 using kernels::test::rounded;
 using kernels::test::sizes;
 using kernels::test::uniform;
-using kernels::test::unit_noise;
 using kernels::test::unit_tolerance;
 using kernels::test::whole_numbers;
 
-std::string describe(const BackwardCall& call) {
-  return name_of(call.shape) + (call.x.empty() ? " no x" : "") + (call.y.empty() ? "" : " mask") +
-         (call.with_dx ? "" : " no dx") + (call.with_dresidual ? " dresidual" : "") +
-         (call.in_place ? " in place" : "") + " offset " + std::to_string(call.offset);
-}
-
 class CudaBackwardTest : public EveryWay {
  protected:
-  /// x around `mean`, y of both signs and zero, dy with a part along x so that no sum of a channel cancels.
   BackwardCall call_of(const Shape& shape, double mean) const {
-    BackwardCall call;
-    call.type = type();
-    call.shape = shape;
-    call.x = unit_noise(shape.values(), 3);
-    call.dy = unit_noise(shape.values(), 4);
-    call.y = uniform(shape.values(), -1, 1, 5);
-    for (size_t i = 0; i < call.x.size(); ++i) {
-      call.dy[i] = 0.5 * call.dy[i] + 0.5 * call.x[i] + 0.2;
-      call.x[i] += mean;
-      if (i % 17 == 0) call.y[i] = i % 2 ? 0.0 : -0.0;
-    }
-    for (auto* values : {&call.x, &call.dy, &call.y}) *values = rounded(type(), *values);
+    BackwardCall call{backward_inputs(type(), shape, mean)};
     const Type kept = accumulate_type(type());
     call.saved = rounded(kept, uniform(shape.channels, mean - 0.1, mean + 0.1, 31));
     const auto rest = rounded(kept, uniform(shape.channels, -1e-4, 1e-4, 33));

@@ -17,39 +17,25 @@ namespace {
 using kernels::test::each_near;
 using kernels::test::exact_mean;
 using kernels::test::exact_statistics;
+using kernels::test::forward_inputs;
 using kernels::test::layouts;
-using kernels::test::name_of;
 using kernels::test::near;
 using kernels::test::rounded;
 using kernels::test::shapes_for_exact_sums;
 using kernels::test::sizes;
 using kernels::test::uniform;
-using kernels::test::unit_noise;
 using kernels::test::unit_tolerance;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-std::string describe(const ForwardCall& call) {
-  return name_of(call.shape) + (call.relu ? " relu" : "") + (call.residual.empty() ? "" : " residual") +
-         (call.in_place ? " in place" : "") + " offset " + std::to_string(call.offset);
-}
-
 class CudaForwardTest : public EveryWay {
  protected:
   Type kept() const { return kernels::test::accumulate_type(type()); }
 
-  /// Unit noise around `mean`, the channels a little apart; a layer that does not track, with weight and bias.
+  /// Of a layer that does not track, with weight and bias.
   ForwardCall call_of(const Shape& shape, double mean) const {
-    ForwardCall call;
-    call.type = type();
-    call.shape = shape;
-    auto x = unit_noise(shape.values(), 1);
-    for (size_t i = 0; i < x.size(); ++i) {
-      const auto channel = static_cast<int64_t>(i) / shape.inner % shape.channels;
-      x[i] += mean + 0.1 * static_cast<double>(channel % 7);
-    }
-    call.x = rounded(type(), x);
+    ForwardCall call{forward_inputs(type(), shape, mean)};
     call.weight = rounded(kept(), uniform(shape.channels, -1, 1, 11));
     call.bias = rounded(kept(), uniform(shape.channels, -0.5, 0.5, 12));
     call.blend.variance = 2;

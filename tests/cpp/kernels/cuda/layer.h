@@ -1,5 +1,6 @@
 #pragma once
 
+#include "call_inputs.h"
 #include "kernels/cuda/kernels.h"
 
 #include <cstdint>
@@ -27,23 +28,15 @@ struct LayerState {
   static LayerState used(Type type, int64_t channels);
 };
 
-struct ForwardCall {
-  Type type = Type::kFloat;
-  Shape shape = {};
-  std::vector<double> x;
-  std::vector<double> residual;  // or empty
-  bool relu = false;
-  bool in_place = false;
-  /// Values that x, residual and y lie behind an aligned address.
-  int64_t offset = 0;
-  std::vector<double> weight;  // or empty
-  std::vector<double> bias;    // or empty
+struct ForwardCall : kernels::test::ForwardInputs {
+  std::vector<double> weight = {};  // or empty
+  std::vector<double> bias = {};    // or empty
   BlendArgs blend = {1e-5, 100, 2, true, 0};
   /// (ranks, 2 * channels + 1), or empty
-  std::vector<double> gathered;
+  std::vector<double> gathered = {};
   int64_t ranks = 0;
   /// Pure function, with this momentum.
-  std::optional<double> functional_momentum;
+  std::optional<double> functional_momentum = {};
 };
 
 struct ForwardResult {
@@ -63,19 +56,10 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state);
 std::vector<double> run_statistics(const ForwardCall& call, const Device& device);
 std::vector<double> expected_statistics(const Shape& shape, const std::vector<double>& x);
 
-struct BackwardCall {
-  Type type = Type::kFloat;
-  Shape shape = {};
-  std::vector<double> dy;
-  std::vector<double> x;       // or empty: no dweight
-  std::vector<double> y;       // or empty: no mask
-  std::vector<double> weight;  // or empty
-  std::vector<double> saved;
-  bool with_dx = true;
-  bool with_dresidual = false;
+struct BackwardCall : kernels::test::BackwardInputs {
+  std::vector<double> weight = {};  // or empty
+  std::vector<double> saved = {};
   bool with_dbias = true;
-  bool in_place = false;  // dx in dy
-  int64_t offset = 0;
 };
 
 /// Empty: was not asked for.
