@@ -67,8 +67,8 @@ struct ForwardArgs {
   bool tracks;  // else the batch alone normalises, and `state` is not read
   State state;
   /// Statistics of all ranks of a group, (ranks, 2 * channels + 1) doubles on the device as `_batch_statistics` has
-  /// them, merged in the ranks' order; null: those of x. With them nothing is done to the state, and nothing is written
-  /// to saved but zeros, where the ranks have no value at all.
+  /// them, merged in the ranks' order; null: those of x. Where the ranks have no value at all, the state stays as it is
+  /// and saved is filled with zeros.
   const double* gathered;
   int64_t ranks;
   /// Pure function: where not null, momentum is `fixed_momentum`, only running_mean and running_var of the state are
