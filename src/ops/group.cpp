@@ -71,13 +71,19 @@ Group::Group(const ops::MaybeWord& process_group, const ops::MaybeTensor& group_
   ranks_ = ranks_of_process_group(name_);
 }
 
+void check_gathered(const at::Tensor& x, const at::Tensor& group_statistics) {
+  const auto size = 2 * x.sym_size(1) + 1;
+  TORCH_CHECK_VALUE(
+      group_statistics.dim() == 2 && group_statistics.sym_size(0) >= 1 && group_statistics.sym_size(1) == size,
+      "group_statistics must be (ranks, 2 * channels + 1), here (ranks, ", size, ") (got ",
+      group_statistics.sym_sizes(), ")");
+  TORCH_CHECK_VALUE(group_statistics.device() == x.device(), "group_statistics must be on x's device ", x.device(),
+                    " (got ", group_statistics.device(), ")");
+}
+
 at::Tensor Group::statistics(const at::Tensor& x) const {
   auto all = gathered_.defined() ? gathered_ : ops::group_statistics(x, name_);
-  const auto size = 2 * x.sym_size(1) + 1;
-  TORCH_CHECK_VALUE(all.dim() == 2 && all.sym_size(1) == size,
-                    "group_statistics must be (ranks, 2 * channels + 1), "
-                    "here (ranks, ",
-                    size, ") (got ", all.sym_sizes(), ")");
+  check_gathered(x, all);
   return all;
 }
 

@@ -18,6 +18,9 @@ void check_process_group(std::string_view name);
 /// @throws as check_process_group
 int64_t ranks_of_process_group(std::string_view name);
 
+/// `group_statistics` of schemas.cpp fits x. @throws c10::ValueError
+void check_gathered(const at::Tensor& x, const at::Tensor& group_statistics);
+
 /// The processes of one training forward: `process_group` and `group_statistics` of schemas.cpp.
 class Group {
  public:

@@ -63,6 +63,31 @@ void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, c
   check_parameters(x, weight, bias, running_mean, running_var);
 }
 
+void check_backward(const at::Tensor& dy, const ops::MaybeTensor& x, const ops::MaybeTensor& y,
+                    const ops::MaybeTensor& weight, const at::Tensor& saved, bool relu,
+                    const std::array<bool, 4>& output_mask) {
+  check_input(dy, std::nullopt);
+  const auto given = [](const ops::MaybeTensor& tensor) { return tensor && tensor->defined(); };
+  TORCH_CHECK_VALUE(!output_mask[1] || (given(x) && given(weight)),
+                    "x and weight must be given where the weight's gradient is asked for (got None)");
+  TORCH_CHECK_VALUE(!relu || given(y), "y must be given with activation 'relu' (got None)");
+  if (given(x)) {
+    check_same(*x, "x", dy, "dy");
+  }
+  if (given(y)) {
+    check_same(*y, "y", dy, "dy");
+  }
+  if (given(weight)) {
+    check_parameter(dy, *weight, "weight");
+  }
+  const auto dtype = composite::accumulate_type(dy.scalar_type());
+  TORCH_CHECK_VALUE(saved.dim() == 2 && saved.sym_size(0) == 3 && saved.sym_size(1) == dy.sym_size(1),
+                    "saved must have shape [3, ", dy.sym_size(1), "] (got ", saved.sym_sizes(), ")");
+  TORCH_CHECK_TYPE(saved.scalar_type() == dtype, "saved must be ", dtype, " (got ", saved.scalar_type(), ")");
+  TORCH_CHECK_VALUE(saved.device() == dy.device(), "saved must be on dy's device ", dy.device(), " (got ",
+                    saved.device(), ")");
+}
+
 void check_writable(const at::Tensor& x) { at::assert_no_internal_overlap(x); }
 
 at::Tensor empty_output(const at::Tensor& x) { return at::empty_like(x, x.options(), x.suggest_memory_format()); }

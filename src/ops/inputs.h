@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
+
 // The checks of each operator's inputs as a whole, shared by its implementations.
 
 namespace momentum_bn {
@@ -24,6 +26,12 @@ void check_parameters(const at::Tensor& x, const ops::MaybeTensor& weight, const
 
 void check_forward_eval(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
                         const ops::MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var);
+
+/// What the backward pass needs for the gradients that output_mask (dx, dweight, dbias, dresidual) asks for is there and
+/// fits dy: a saved-tensor hook may have given back anything.
+void check_backward(const at::Tensor& dy, const ops::MaybeTensor& x, const ops::MaybeTensor& y,
+                    const ops::MaybeTensor& weight, const at::Tensor& saved, bool relu,
+                    const std::array<bool, 4>& output_mask);
 
 /// No two elements of x share memory.
 void check_writable(const at::Tensor& x);

@@ -47,23 +47,43 @@ bool overwrites_residual(const at::Tensor& x, const ops::MaybeTensor& residual) 
   return overlap != at::MemOverlapStatus::No && overlap != at::MemOverlapStatus::Full;
 }
 
-ChannelArray::ChannelArray(const at::Tensor& tensor, at::ScalarType accumulate) {
-  if (!tensor.defined() || tensor.numel() == 0) return;
-  if (tensor.scalar_type() == accumulate && tensor.is_contiguous()) {
-    data_ = const_cast<void*>(tensor.const_data_ptr());
+namespace {
+
+bool is_array(const at::Tensor& tensor, at::ScalarType accumulate) {
+  return tensor.scalar_type() == accumulate && tensor.is_contiguous();
+}
+
+at::Tensor copied_as_array(const at::Tensor& tensor, at::ScalarType accumulate) {
+  return tensor.to(accumulate, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
+}
+
+}  // namespace
+
+ChannelInput::ChannelInput(const ops::MaybeTensor& tensor, at::ScalarType accumulate) {
+  if (!tensor || !tensor->defined() || tensor->numel() == 0) {
     return;
   }
-  tensor_ = &tensor;
-  copy_ = tensor.to(accumulate, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
-  data_ = copy_.data_ptr();
+  if (!is_array(*tensor, accumulate)) {
+    copy_ = copied_as_array(*tensor, accumulate);
+  }
+  data_ = (copy_.defined() ? copy_ : *tensor).const_data_ptr();
 }
 
-ChannelArray::ChannelArray(const ops::MaybeTensor& tensor, at::ScalarType accumulate) {
-  if (tensor) *this = ChannelArray(*tensor, accumulate);
+ChannelOutput::ChannelOutput(const at::Tensor& tensor, at::ScalarType accumulate) {
+  if (!tensor.defined() || tensor.numel() == 0) {
+    return;
+  }
+  if (!is_array(tensor, accumulate)) {
+    tensor_ = &tensor;
+    copy_ = copied_as_array(tensor, accumulate);
+  }
+  data_ = (copy_.defined() ? copy_ : tensor).mutable_data_ptr();
 }
 
-void ChannelArray::write_back() const {
-  if (tensor_) tensor_->copy_(copy_);
+void ChannelOutput::write_back() const {
+  if (tensor_) {
+    tensor_->copy_(copy_);
+  }
 }
 
 }  // namespace momentum_bn

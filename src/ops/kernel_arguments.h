@@ -28,14 +28,27 @@ at::Tensor empty_saved(const at::Tensor& x);
 /// Whether writing x value by value could change a value of the residual that is still to be read.
 bool overwrites_residual(const at::Tensor& x, const ops::MaybeTensor& residual);
 
-/// A tensor (C) as the kernels take it: dense and in their accumulate type. Undefined, also where there is none or it
-/// is empty: null.
-class ChannelArray {
+/// A tensor (C) as the kernels read it: dense and in their accumulate type. Null where there is none or it is empty.
+class ChannelInput {
  public:
-  ChannelArray() = default;
+  ChannelInput() = default;
   /// The tensor must outlive this.
-  ChannelArray(const at::Tensor& tensor, at::ScalarType accumulate);
-  ChannelArray(const ops::MaybeTensor& tensor, at::ScalarType accumulate);
+  ChannelInput(const ops::MaybeTensor& tensor, at::ScalarType accumulate);
+
+  const void* data() const { return data_; }
+
+ private:
+  const void* data_ = nullptr;
+  at::Tensor copy_;
+};
+
+/// A tensor (C) as the kernels read and write it, likewise. It is asked for as mutable, so that a copy-on-write clone of
+/// it, or what it is a clone of, keeps its values.
+class ChannelOutput {
+ public:
+  ChannelOutput() = default;
+  /// The tensor must outlive this.
+  ChannelOutput(const at::Tensor& tensor, at::ScalarType accumulate);
 
   void* data() const { return data_; }
   /// Hands what the kernels wrote to the tensor, where they were given a copy.

@@ -26,11 +26,10 @@ void State::check(const at::Tensor& x) const {
   check_parameter(x, running_var, "running_var");
   check_parameter(x, view_mean_sum, "view_mean_sum");
   check_parameter(x, view_var_sum, "view_var_sum");
-  TORCH_CHECK(num_batches_tracked.scalar_type() == at::kLong && view_count.scalar_type() == at::kLong &&
-                  cur_iter.scalar_type() == at::kLong,
-              "num_batches_tracked, view_count and cur_iter must be int64");
-  TORCH_CHECK(momentum.scalar_type() == at::kDouble || momentum.scalar_type() == at::kFloat,
-              "momentum must be float64 or float32 (got ", momentum.scalar_type(), ")");
+  check_scalar(num_batches_tracked, "num_batches_tracked", {at::kLong}, x.device());
+  check_scalar(view_count, "view_count", {at::kLong}, x.device());
+  check_scalar(cur_iter, "cur_iter_state", {at::kLong}, x.device());
+  check_scalar(momentum, "momentum_state", {at::kDouble, at::kFloat}, x.device());
 }
 
 }  // namespace momentum_bn

@@ -211,6 +211,11 @@ struct EvalInplaceNode : Function<EvalInplaceNode> {
     const bool residual = inputs.next_needs_gradient();
     inputs.next_needs_gradient();  // weight: takes none where x is overwritten
     const bool bias = inputs.next_needs_gradient();
+    // A saved-tensor hook may have given back anything.
+    if (tensors[0].defined()) {
+      check_same(tensors[0], "y", dy[0], "dy");
+    }
+    check_parameters(dy[0], tensors[1], std::nullopt, tensors[2], tensors[3]);
     const auto g = tensors[0].defined() ? at::threshold_backward(dy[0], tensors[0], 0) : dy[0];
     // The input is read for the weight's gradient alone; g stands in for it.
     auto [dx, _, dbias] = at::native_batch_norm_backward(g, g, tensors[1], tensors[2], tensors[3], {}, {},

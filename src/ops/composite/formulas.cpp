@@ -194,6 +194,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> normalize_backward(
     const at::Tensor& dy, const std::optional<at::Tensor>& x, const std::optional<at::Tensor>& y,
     const std::optional<at::Tensor>& weight, const at::Tensor& saved, Activation activation,
     std::array<bool, 4> output_mask) {
+  check_backward(dy, x, y, weight, saved, activation == Activation::ReLU, output_mask);
   const auto type = accumulate_type(dy.scalar_type());
   const auto dimensions = reduced_dimensions(dy);
   auto g = dy.to(type);
@@ -269,7 +270,7 @@ at::Tensor weight_of_student(const at::Tensor& updates, int64_t total_iters, dou
 
 void teacher_update(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
                     int64_t total_iters, double param_momentum) {
-  check_pairs(teacher, master, student);
+  check_pairs(teacher, master, student, updates);
   const auto weight = weight_of_student(updates, total_iters, param_momentum);
   for (size_t i = 0; i < teacher.size(); ++i) {
     const bool has_master = master[i].numel() > 0;

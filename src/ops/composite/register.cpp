@@ -71,6 +71,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const M
 }
 
 void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
+  check_schedule(cur_iter, momentum);
   check_total_iters(total_iters);
   advance_schedule(cur_iter, momentum, total_iters, schedule_of(schedule), {});
 }

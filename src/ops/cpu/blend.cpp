@@ -70,7 +70,7 @@ ChannelBlend::ChannelBlend(const at::Tensor& x, double values_per_channel, const
   args_.normalising_factor = normalising_variance_factor(variance, args_.values_per_channel);
   args_.weight = weight_.data();
   args_.bias = bias_.data();
-  args_.saved = saved.data_ptr();
+  args_.saved = saved.mutable_data_ptr();
 }
 
 void ChannelBlend::attach(kernels::ForwardArgs& args) {
@@ -97,10 +97,10 @@ StateBlend::StateBlend(const at::Tensor& x, double values_per_channel, const ops
       state_(state),
       config_(config) {
   if (!state.tracks()) return;
-  running_mean_ = ChannelArray(state.running_mean, accumulate_);
-  running_var_ = ChannelArray(state.running_var, accumulate_);
-  view_mean_sum_ = ChannelArray(state.view_mean_sum, accumulate_);
-  view_var_sum_ = ChannelArray(state.view_var_sum, accumulate_);
+  running_mean_ = ChannelOutput(state.running_mean, accumulate_);
+  running_var_ = ChannelOutput(state.running_var, accumulate_);
+  view_mean_sum_ = ChannelOutput(state.view_mean_sum, accumulate_);
+  view_var_sum_ = ChannelOutput(state.view_var_sum, accumulate_);
   const int64_t views = *state.view_count.const_data_ptr<int64_t>() + 1;
   args_.momentum = current_momentum(state);
   args_.running_factor = running_variance_factor(config.variance, args_.values_per_channel);
@@ -130,15 +130,16 @@ FunctionalBlend::FunctionalBlend(const at::Tensor& x, const ops::MaybeTensor& we
       running_mean_(running_mean, accumulate_),
       running_var_(running_var, accumulate_) {
   args_.momentum = options.momentum;
-  args_.running_mean = running_mean_.data();
-  args_.running_var = running_var_.data();
-  args_.batch_mean = b_mean.data_ptr();
-  args_.batch_var = b_var.data_ptr();
+  // Without sums of views they are only read.
+  args_.running_mean = const_cast<void*>(running_mean_.data());
+  args_.running_var = const_cast<void*>(running_var_.data());
+  args_.batch_mean = b_mean.mutable_data_ptr();
+  args_.batch_var = b_var.mutable_data_ptr();
 }
 
 BackwardCoefficients::BackwardCoefficients(const at::Tensor& saved, const ops::MaybeTensor& weight)
     : saved_(saved.contiguous()), channels_(saved.size(1)), numbers_(2 * pitch(channels_) + 2 * channels_) {
-  const ChannelArray weights(weight, saved.scalar_type());
+  const ChannelInput weights(weight, saved.scalar_type());
   if (saved.scalar_type() == at::kDouble) {
     fill(static_cast<const double*>(weights.data()));
   } else {
@@ -166,7 +167,7 @@ void BackwardCoefficients::attach(kernels::BackwardArgs& args) {
 }
 
 void BackwardCoefficients::write_dweight(const at::Tensor& dweight) {
-  const ChannelArray out(dweight, saved_.scalar_type());
+  const ChannelOutput out(dweight, saved_.scalar_type());
   const double* sum_g = numbers_.get() + 2 * pitch(channels_);
   const double* sum_gx = sum_g + channels_;
   const auto write = [&](auto* to, const auto* mean) {
@@ -187,7 +188,7 @@ void BackwardCoefficients::write_dweight(const at::Tensor& dweight) {
 
 void BackwardCoefficients::write_dbias(const at::Tensor& dbias) {
   const double* sum_g = numbers_.get() + 2 * pitch(channels_);
-  const ChannelArray out(dbias, saved_.scalar_type());
+  const ChannelOutput out(dbias, saved_.scalar_type());
   if (saved_.scalar_type() == at::kDouble) {
     std::copy_n(sum_g, channels_, static_cast<double*>(out.data()));
   } else {

@@ -56,8 +56,8 @@ class ChannelBlend {
   at::ScalarType accumulate_;
 
  private:
-  ChannelArray weight_;
-  ChannelArray bias_;
+  ChannelInput weight_;
+  ChannelInput bias_;
   Doubles numbers_;
 };
 
@@ -72,10 +72,10 @@ class StateBlend : public ChannelBlend {
  private:
   State& state_;
   const Config& config_;
-  ChannelArray running_mean_;
-  ChannelArray running_var_;
-  ChannelArray view_mean_sum_;
-  ChannelArray view_var_sum_;
+  ChannelOutput running_mean_;
+  ChannelOutput running_var_;
+  ChannelOutput view_mean_sum_;
+  ChannelOutput view_var_sum_;
 };
 
 struct FunctionalOptions {
@@ -92,8 +92,8 @@ class FunctionalBlend : public ChannelBlend {
                   const FunctionalOptions& options, const at::Tensor& b_mean, const at::Tensor& b_var);
 
  private:
-  ChannelArray running_mean_;
-  ChannelArray running_var_;
+  ChannelInput running_mean_;
+  ChannelInput running_var_;
 };
 
 /// What the backward kernel needs of `saved` and weight, and what becomes of its sums.

@@ -58,9 +58,11 @@ void run_forward(const at::Tensor& x, const at::Tensor& y, bool warm, at::Memory
                  ChannelBlend& blend) {
   const auto dense_x = x.contiguous(format);
   const auto residual = dense(pass.residual, format);
+  // Asked for first: a copy-on-write x that is overwritten gets memory of its own by it.
+  void* const out = y.mutable_data_ptr();
   auto args = args_of(dense_x, format);
   args.residual = data_or_null(residual);
-  args.y = y.data_ptr();
+  args.y = out;
   args.relu = pass.relu;
   args.stream = warm;
   blend.attach(args);
@@ -178,6 +180,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy
                                                             MaybeWord activation, std::array<bool, 4> output_mask) {
   const auto format = dy.suggest_memory_format();
   const bool relu = activation_of(activation) == Activation::ReLU;
+  check_backward(dy, x, y, weight, saved, relu, output_mask);
   const FreshOutput dresidual = output_mask[3] ? fresh_output(dy) : FreshOutput{at::Tensor(), dx.warm};
   at::Tensor dweight = output_mask[1] ? at::empty({dy.size(1)}, weight->options()) : at::Tensor();
   at::Tensor dbias = output_mask[2] ? at::empty({dy.size(1)}, saved.options()) : at::Tensor();
@@ -192,13 +195,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy
   const auto dense_x = output_mask[1] ? dense(x, format) : at::Tensor();
   const auto dense_y = relu ? dense(y, format) : at::Tensor();
   kernels::BackwardArgs args = {};
+  // Asked for first: a copy-on-write dy that is overwritten gets memory of its own by it.
+  args.dx = dx.tensor.defined() ? dx.tensor.mutable_data_ptr() : nullptr;
   args.type = kernel_type(dy.scalar_type());
   args.shape = shape_of(dy, format);
   args.dy = dense_dy.const_data_ptr();
   args.x = data_or_null(dense_x);
   args.y = data_or_null(dense_y);
-  args.dx = dx.tensor.defined() ? dx.tensor.data_ptr() : nullptr;
-  args.dresidual = dresidual.tensor.defined() ? dresidual.tensor.data_ptr() : nullptr;
+  args.dresidual = dresidual.tensor.defined() ? dresidual.tensor.mutable_data_ptr() : nullptr;
   args.stream = dx.warm && dresidual.warm;
   args.parallel_for = parallel_for;
   BackwardCoefficients coefficients(saved, weight);
@@ -230,13 +234,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const M
 }
 
 void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
+  check_schedule(cur_iter, momentum);
   check_total_iters(total_iters);
   advance_schedule(cur_iter, momentum, total_iters, schedule_of(schedule));
 }
 
 void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
                      int64_t total_iters, double param_momentum) {
-  check_pairs(teacher, master, student);
+  check_pairs(teacher, master, student, updates);
   const int64_t count = updates.item<int64_t>();
   const double weight_of_student = 1 - teacher_param_momentum(count, total_iters, param_momentum);
   std::vector<at::Tensor> averages;

@@ -20,8 +20,6 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 namespace momentum_bn::cuda {
 namespace {
 
@@ -30,16 +28,6 @@ using kernels::cuda::ForwardArgs;
 using ops::MaybeTensor;
 using ops::MaybeWord;
 using ops::Word;
-
-bool all_on(c10::Device device, std::initializer_list<at::Tensor> tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), [&](const auto& t) { return t.device() == device; });
-}
-
-/// Whether the kernels can be given this state: they read and write all of it on x's device.
-bool kernels_take(const State& state, const at::Tensor& x) {
-  return !state.tracks() ||
-         all_on(x.device(), {state.num_batches_tracked, state.view_count, state.cur_iter, state.momentum});
-}
 
 /// Whether the kernels can read and write all of a tensor 16 bytes at a time. How they share out their sums depends on
 /// it, and equal values shall give equal results wherever they lie: they are given no other tensors.
@@ -72,10 +60,10 @@ class StateArrays {
   /// The state must outlive this.
   StateArrays(const State& state, at::ScalarType accumulate) : state_(state) {
     if (!state.tracks()) return;
-    running_mean_ = ChannelArray(state.running_mean, accumulate);
-    running_var_ = ChannelArray(state.running_var, accumulate);
-    view_mean_sum_ = ChannelArray(state.view_mean_sum, accumulate);
-    view_var_sum_ = ChannelArray(state.view_var_sum, accumulate);
+    running_mean_ = ChannelOutput(state.running_mean, accumulate);
+    running_var_ = ChannelOutput(state.running_var, accumulate);
+    view_mean_sum_ = ChannelOutput(state.view_mean_sum, accumulate);
+    view_var_sum_ = ChannelOutput(state.view_var_sum, accumulate);
   }
 
   kernels::cuda::State pointers() const {
@@ -97,10 +85,10 @@ class StateArrays {
 
  private:
   const State& state_;
-  ChannelArray running_mean_;
-  ChannelArray running_var_;
-  ChannelArray view_mean_sum_;
-  ChannelArray view_var_sum_;
+  ChannelOutput running_mean_;
+  ChannelOutput running_var_;
+  ChannelOutput view_mean_sum_;
+  ChannelOutput view_var_sum_;
 };
 
 /// What a forward pass reads beside the statistics.
@@ -117,16 +105,17 @@ void run_forward(Launch& launch, const Inputs& inputs, const at::Tensor& y, cons
   const auto format = inputs.x.suggest_memory_format();
   const auto x = aligned(inputs.x, format);
   const auto residual = aligned(inputs.residual, format);
-  const ChannelArray weight(inputs.weight, saved.scalar_type());
-  const ChannelArray bias(inputs.bias, saved.scalar_type());
+  const ChannelInput weight(inputs.weight, saved.scalar_type());
+  const ChannelInput bias(inputs.bias, saved.scalar_type());
+  // Asked for first: a copy-on-write x that is overwritten gets memory of its own by it.
+  args.y = y.mutable_data_ptr();
   args.type = kernel_type(x.scalar_type());
   args.shape = shape_of(x, format);
   args.x = x.const_data_ptr();
   args.residual = data_or_null(residual);
-  args.y = y.data_ptr();
   args.weight = weight.data();
   args.bias = bias.data();
-  args.saved = saved.data_ptr();
+  args.saved = saved.mutable_data_ptr();
   args.workspace = launch.workspace(forward_workspace_bytes(args.type, args.shape, launch.device()));
   args.counters = launch.counters();
   args.stream = launch.stream();
@@ -200,12 +189,8 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& group_statistics) {
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   const auto state = State::of(state_tensors);
-  const Group processes(process_group, group_statistics);
-  if (!kernels_take(state, x)) {
-    return composite::train_forward(x, residual, weight, bias, state, config, processes);
-  }
   const Inputs inputs = {x, residual, weight, bias};
-  const auto statistics = train_statistics(inputs, state, processes);
+  const auto statistics = train_statistics(inputs, state, Group(process_group, group_statistics));
   auto y = empty_output(x);
   if (statistics.empty) return {y, zero_saved(x)};
   auto saved = run_train(inputs, y, statistics.gathered, state, config);
@@ -219,7 +204,7 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   check_writable(x);
   const auto state = State::of(state_tensors);
   const bool over_x = can_overwrite(x) && !overwrites_residual(x, residual);
-  if (!over_x || !kernels_take(state, x)) {
+  if (!over_x) {
     const auto [y, saved] = forward_train(x, residual, weight, bias, state_tensors, eps, total_iters, views_per_update,
                                           schedule, variance, activation, process_group, group_statistics);
     x.copy_(y);
@@ -244,16 +229,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
   auto b_var = at::empty({x.size(1)}, options);
   Launch launch(x);
   auto saved = empty_saved(x);
-  const ChannelArray mean(running_mean, saved.scalar_type());
-  const ChannelArray var(running_var, saved.scalar_type());
+  const ChannelInput mean(running_mean, saved.scalar_type());
+  const ChannelInput var(running_var, saved.scalar_type());
   ForwardArgs args = {};
   args.blend.eps = eps;
   args.blend.variance = number_of(variance_used);
   args.tracks = mean.data() != nullptr;
-  args.state.running_mean = mean.data();
-  args.state.running_var = var.data();
-  args.batch_mean = b_mean.data_ptr();
-  args.batch_var = b_var.data_ptr();
+  // They are only read where the batch's own statistics are asked for.
+  args.state.running_mean = const_cast<void*>(mean.data());
+  args.state.running_var = const_cast<void*>(var.data());
+  args.batch_mean = b_mean.mutable_data_ptr();
+  args.batch_var = b_var.mutable_data_ptr();
   args.fixed_momentum = momentum;
   run_forward(launch, {x, std::nullopt, weight, bias}, y, saved, args);
   return {y, b_mean, b_var, saved};
@@ -266,6 +252,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy
                                                             const MaybeTensor& weight, const at::Tensor& saved,
                                                             MaybeWord activation, std::array<bool, 4> output_mask) {
   const bool relu = activation_of(activation) == Activation::ReLU;
+  check_backward(dy, x, y, weight, saved, relu, output_mask);
   const auto sums = [&](bool wanted) { return wanted ? at::empty({dy.size(1)}, saved.options()) : at::Tensor(); };
   auto dresidual = output_mask[3] ? empty_output(dy) : at::Tensor();
   auto dweight = sums(output_mask[1]);
@@ -281,9 +268,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy
     const auto dense_x = output_mask[1] ? aligned(x, format) : at::Tensor();
     const auto dense_y = relu ? aligned(y, format) : at::Tensor();
     const auto dense_saved = saved.contiguous();
-    const ChannelArray weights(weight, saved.scalar_type());
-    const auto out = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; };
+    const ChannelInput weights(weight, saved.scalar_type());
+    const auto out = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; };
     kernels::cuda::BackwardArgs args = {};
+    args.dx = out(dx);  // first, as above
     args.type = kernel_type(dy.scalar_type());
     args.shape = shape_of(dense_dy, format);
     args.dy = dense_dy.const_data_ptr();
@@ -291,7 +279,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy
     args.y = data_or_null(dense_y);
     args.weight = weights.data();
     args.saved = dense_saved.const_data_ptr();
-    args.dx = out(dx);
     args.dresidual = out(dresidual);
     args.dweight = out(dweight);
     args.dbias = out(dbias);
@@ -324,12 +311,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const M
 }
 
 void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
+  check_schedule(cur_iter, momentum);
   check_total_iters(total_iters);
   const auto schedule_used = schedule_of(schedule);
-  if (cur_iter.device() != momentum.device()) {
-    composite::advance_schedule(cur_iter, momentum, total_iters, schedule_used, {});
-    return;
-  }
   Launch launch(cur_iter);
   check(kernels::cuda::advance_schedule(cur_iter.mutable_data_ptr<int64_t>(), momentum.mutable_data_ptr(),
                                         momentum.scalar_type() == at::kFloat, total_iters,
@@ -357,7 +341,7 @@ std::vector<at::Tensor> cast_like(at::TensorList student, at::TensorList average
 
 void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
                      int64_t total_iters, double param_momentum) {
-  check_pairs(teacher, master, student);
+  check_pairs(teacher, master, student, updates);
   // torch has no foreach lerp whose weight is one number on the device. Below one half lerp is average + weight *
   // (value - average), a few launches for all parameters together; above, its formula is another.
   if (teacher.empty() || !(param_momentum > 0.5)) {

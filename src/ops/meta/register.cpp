@@ -42,6 +42,9 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& group_statistics) {
   checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   check_forward_train(x, residual, weight, bias, State::of(state), process_group || group_statistics);
+  if (group_statistics) {
+    check_gathered(x, *group_statistics);
+  }
   return {empty_output(x), saved_like(x)};
 }
 
@@ -51,6 +54,9 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
                           MaybeWord process_group, const MaybeTensor& group_statistics) {
   checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   check_forward_train(x, residual, weight, bias, State::of(state), process_group || group_statistics);
+  if (group_statistics) {
+    check_gathered(x, *group_statistics);
+  }
   return saved_like(x);
 }
 
@@ -70,11 +76,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
   return {empty_output(x), per_channel_like(x, type), per_channel_like(x, type), saved_like(x)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& dy, const MaybeTensor& /*x*/,
-                                                                    const MaybeTensor& /*y*/, const MaybeTensor& weight,
-                                                                    const at::Tensor& /*saved*/, MaybeWord activation,
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& dy, const MaybeTensor& x,
+                                                                    const MaybeTensor& y, const MaybeTensor& weight,
+                                                                    const at::Tensor& saved, MaybeWord activation,
                                                                     std::array<bool, 4> output_mask) {
-  activation_of(activation);
+  check_backward(dy, x, y, weight, saved, activation_of(activation) == Activation::ReLU, output_mask);
   const auto accumulate = composite::accumulate_type(dy.scalar_type());
   return {output_mask[0] ? empty_output(dy) : at::Tensor(),
           output_mask[1] ? per_channel_like(dy, weight->scalar_type()) : at::Tensor(),
@@ -90,13 +96,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(at::Tensor& dy, const M
   return {dweight, dbias, dresidual};
 }
 
-void advance_schedule_(at::Tensor& /*cur_iter*/, at::Tensor& /*momentum*/, int64_t total_iters, Word schedule) {
+void advance_schedule_(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Word schedule) {
+  check_schedule(cur_iter, momentum);
   check_total_iters(total_iters);
   schedule_of(schedule);
 }
 
-void teacher_update_(at::TensorList /*teacher*/, at::TensorList /*master*/, at::TensorList /*student*/,
-                     at::Tensor& /*updates*/, int64_t total_iters, double param_momentum) {
+void teacher_update_(at::TensorList teacher, at::TensorList master, at::TensorList student, at::Tensor& updates,
+                     int64_t total_iters, double param_momentum) {
+  check_pairs(teacher, master, student, updates);
   check_total_iters(total_iters);
   check_param_momentum(param_momentum);
 }
