@@ -1,5 +1,7 @@
 #pragma once
 
+#include "kernels/channel_rules.h"
+
 #include <momentum_bn/options.h>
 
 #include <optional>
@@ -26,25 +28,7 @@ Activation activation_of(std::optional<std::string_view> word);
 Config checked_config(double eps, int64_t total_iters, int64_t views_per_update, std::string_view schedule,
                       std::string_view variance, std::optional<std::string_view> activation);
 
-/// What the batch variance (unbiased, over n values) is multiplied with before it normalises.
-/// @tparam Count  double, or a tensor where only the device knows how many there are
-template <typename Count>
-Count normalising_variance_factor(Variance variance, const Count& n) {
-  switch (variance) {
-    case Variance::Published:
-      return n / (n - 1);
-    case Variance::Unbiased:
-      break;
-    case Variance::Biased:
-      return (n - 1) / n;
-  }
-  return n / n;
-}
-
-/// What the mean of the views' batch variances is multiplied with before it enters the running variance.
-template <typename Count>
-Count running_variance_factor(Variance variance, const Count& n) {
-  return variance == Variance::Published ? n / (n - 1) : n / n;
-}
+using kernels::normalising_variance_factor;
+using kernels::running_variance_factor;
 
 }  // namespace momentum_bn

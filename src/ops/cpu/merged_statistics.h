@@ -2,7 +2,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
 #include <vector>
 
 namespace momentum_bn::cpu {
@@ -13,12 +12,9 @@ struct MergedStatistics {
   std::vector<double> m2;
   double count = 0;
 
-  /// Merges the ranks in their order, so that all of them get the same bits (Chan, Golub, LeVeque 1979).
+  /// Merges the ranks in their order, so that all of them get the same bits.
   /// @param all  (ranks, 2C + 1), see `_batch_statistics` in schemas.cpp
   explicit MergedStatistics(const at::Tensor& all);
-
- private:
-  void merge(const double* mean_of_rank, const double* m2_of_rank, double count_of_rank);
 };
 
 }  // namespace momentum_bn::cpu

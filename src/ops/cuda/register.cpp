@@ -54,18 +54,6 @@ at::Tensor aligned(const MaybeTensor& tensor, at::MemoryFormat format) {
 /// Whether the kernels can write over x.
 bool can_overwrite(const at::Tensor& x) { return x.is_contiguous(x.suggest_memory_format()) && is_aligned(x); }
 
-int number_of(Variance variance) {
-  switch (variance) {
-    case Variance::Published:
-      return 0;
-    case Variance::Unbiased:
-      return 1;
-    case Variance::Biased:
-      break;
-  }
-  return 2;
-}
-
 /// The state's tensors as the kernels take them.
 class StateArrays {
  public:
@@ -182,7 +170,7 @@ at::Tensor run_train(const Inputs& inputs, const at::Tensor& y, const at::Tensor
   ForwardArgs args = {};
   args.relu = config.activation == Activation::ReLU;
   args.blend = {config.eps, config.total_iters, config.views_per_update, config.schedule == Schedule::Cosine,
-                number_of(config.variance)};
+                config.variance};
   args.tracks = state.tracks();
   args.state = arrays.pointers();
   args.gathered = static_cast<const double*>(data_or_null(gathered));
@@ -248,7 +236,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
   const ChannelArray var(running_var, saved.scalar_type());
   ForwardArgs args = {};
   args.blend.eps = eps;
-  args.blend.variance = number_of(variance_used);
+  args.blend.variance = variance_used;
   args.tracks = mean.data() != nullptr;
   args.state.running_mean = mean.data();
   args.state.running_var = var.data();
