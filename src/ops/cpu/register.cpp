@@ -32,49 +32,47 @@ struct Pass {
   const MaybeTensor& weight;
   const MaybeTensor& bias;
   bool relu;
-  const MergedStatistics* group = nullptr;  // or null: x normalises itself by itself
+  const at::Tensor& saved;
+  const kernels::BlendArgs& blend;
+  MergedStatistics* group = nullptr;  // or null: x normalises itself by itself
 };
 
-/// What all passes over x have. `dense_x` is x, dense in `format`, and must outlive the result.
-kernels::ForwardArgs args_of(const at::Tensor& dense_x, at::MemoryFormat format) {
+/// Runs the forward kernels on x into y, which is dense in `format` and may be x. warm: see FreshOutput.
+void run_forward(const at::Tensor& x, const at::Tensor& y, bool warm, at::MemoryFormat format, const Pass& pass) {
+  const auto dense_x = x.contiguous(format);
+  const auto residual = dense(pass.residual, format);
+  const ChannelArray weight(pass.weight, pass.saved.scalar_type());
+  const ChannelArray bias(pass.bias, pass.saved.scalar_type());
   kernels::ForwardArgs args = {};
   args.type = kernel_type(dense_x.scalar_type());
   args.shape = shape_of(dense_x, format);
   args.x = dense_x.const_data_ptr();
-  args.parallel_for = parallel_for;
-  return args;
-}
-
-/// Normalises with statistics that are there already: x may be empty.
-void run_with_statistics(const MergedStatistics& group, const kernels::ForwardArgs& args) {
-  std::copy(group.mean.begin(), group.mean.end(), args.mean);
-  std::copy(group.m2.begin(), group.m2.end(), args.m2);
-  args.blend(args.blend_context, 0, args.shape.channels);
-  if (args.shape.values() > 0) kernels::table().normalize(args);
-}
-
-/// Runs the forward kernels on x into y, which is dense in `format` and may be x. warm: see FreshOutput.
-void run_forward(const at::Tensor& x, const at::Tensor& y, bool warm, at::MemoryFormat format, const Pass& pass,
-                 ChannelBlend& blend) {
-  const auto dense_x = x.contiguous(format);
-  const auto residual = dense(pass.residual, format);
-  auto args = args_of(dense_x, format);
   args.residual = data_or_null(residual);
   args.y = y.data_ptr();
   args.relu = pass.relu;
   args.stream = warm;
-  blend.attach(args);
-  pass.group ? run_with_statistics(*pass.group, args) : kernels::table().forward(args);
+  args.weight = weight.data();
+  args.bias = bias.data();
+  args.saved = pass.saved.data_ptr();
+  args.saved_rows = kernels::kSavedRows;
+  args.blend = &pass.blend;
+  if (pass.group) {
+    args.mean = pass.group->mean.data();
+    args.m2 = pass.group->m2.data();
+    args.statistics_given = true;
+  }
+  args.parallel_for = parallel_for;
+  kernels::table().forward(args);
 }
 
 /// The same where x is to hold the result, whatever its strides.
-void run_forward_inplace(at::Tensor& x, const Pass& pass, ChannelBlend& blend) {
+void run_forward_inplace(at::Tensor& x, const Pass& pass) {
   const auto format = x.suggest_memory_format();
   if (x.is_contiguous(format) && !overwrites_residual(x, pass.residual)) {
-    return run_forward(x, x, /*warm=*/false, format, pass, blend);
+    return run_forward(x, x, /*warm=*/false, format, pass);
   }
   const auto y = fresh_output(x);
-  run_forward(x, y.tensor, y.warm, format, pass, blend);
+  run_forward(x, y.tensor, y.warm, format, pass);
   x.copy_(y.tensor);
 }
 
@@ -86,9 +84,13 @@ at::Tensor batch_statistics(const at::Tensor& x) {
   if (x.numel() == 0) return statistics;
   const auto format = x.suggest_memory_format();
   const auto dense_x = x.contiguous(format);
-  auto args = args_of(dense_x, format);
+  kernels::StatisticsArgs args = {};
+  args.type = kernel_type(dense_x.scalar_type());
+  args.shape = shape_of(dense_x, format);
+  args.x = dense_x.const_data_ptr();
   args.mean = statistics.mutable_data_ptr<double>();
   args.m2 = args.mean + channels;
+  args.parallel_for = parallel_for;
   kernels::table().statistics(args);
   args.m2[channels] = values_per_channel(x);
   return statistics;
@@ -101,7 +103,7 @@ struct TrainStatistics {
   double values_per_channel;
   std::optional<MergedStatistics> group;
 
-  const MergedStatistics* group_or_null() const { return group ? &*group : nullptr; }
+  MergedStatistics* group_or_null() { return group ? &*group : nullptr; }
 };
 
 /// Checks the inputs, then asks the other processes of the group, if there is one.
@@ -114,11 +116,6 @@ TrainStatistics train_statistics(const at::Tensor& x, const MaybeTensor& residua
   return {group.count == 0, group.count, std::move(group)};
 }
 
-Pass pass_of(const MaybeTensor& residual, const MaybeTensor& weight, const MaybeTensor& bias, const Config& config,
-             const TrainStatistics& statistics) {
-  return {residual, weight, bias, config.activation == Activation::ReLU, statistics.group_or_null()};
-}
-
 std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const MaybeTensor& residual,
                                                  const MaybeTensor& weight, const MaybeTensor& bias,
                                                  at::TensorList state_tensors, double eps, int64_t total_iters,
@@ -127,12 +124,14 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const at::Tensor& x, const Mayb
                                                  const MaybeTensor& group_statistics) {
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
-  const auto statistics = train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
+  auto statistics = train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
   const auto [y, warm] = fresh_output(x);
   if (statistics.empty) return {y, zero_saved(x)};
   auto saved = empty_saved(x);
-  StateBlend blend(x, statistics.values_per_channel, weight, bias, saved, state, config);
-  run_forward(x, y, warm, x.suggest_memory_format(), pass_of(residual, weight, bias, config, statistics), blend);
+  StateBlend blend(statistics.values_per_channel, saved.scalar_type(), state, config);
+  run_forward(
+      x, y, warm, x.suggest_memory_format(),
+      {residual, weight, bias, config.activation == Activation::ReLU, saved, blend.args(), statistics.group_or_null()});
   blend.finish();
   return {y, saved};
 }
@@ -144,11 +143,12 @@ at::Tensor forward_train_(at::Tensor& x, const MaybeTensor& residual, const Mayb
   const auto config = checked_config(eps, total_iters, views_per_update, schedule, variance, activation);
   auto state = State::of(state_tensors);
   check_writable(x);
-  const auto statistics = train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
+  auto statistics = train_statistics(x, residual, weight, bias, state, Group(process_group, group_statistics));
   if (statistics.empty) return zero_saved(x);
   auto saved = empty_saved(x);
-  StateBlend blend(x, statistics.values_per_channel, weight, bias, saved, state, config);
-  run_forward_inplace(x, pass_of(residual, weight, bias, config, statistics), blend);
+  StateBlend blend(statistics.values_per_channel, saved.scalar_type(), state, config);
+  run_forward_inplace(x, {residual, weight, bias, config.activation == Activation::ReLU, saved, blend.args(),
+                          statistics.group_or_null()});
   blend.finish();
   return saved;
 }
@@ -164,9 +164,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(
   auto b_var = at::zeros({x.size(1)}, options);
   if (!any) return {y, b_mean, b_var, zero_saved(x)};
   auto saved = empty_saved(x);
-  FunctionalBlend blend(x, weight, bias, saved, running_mean, running_var, {momentum, eps, variance_used}, b_mean,
-                        b_var);
-  run_forward(x, y, warm, x.suggest_memory_format(), {std::nullopt, weight, bias, false}, blend);
+  const FunctionalBlend blend(values_per_channel(x), running_mean, running_var, {momentum, eps, variance_used}, b_mean,
+                              b_var);
+  run_forward(x, y, warm, x.suggest_memory_format(), {std::nullopt, weight, bias, false, saved, blend.args()});
   return {y, b_mean, b_var, saved};
 }
 
@@ -196,16 +196,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& dy
   args.shape = shape_of(dy, format);
   args.dy = dense_dy.const_data_ptr();
   args.x = data_or_null(dense_x);
+  args.relu = relu;
   args.y = data_or_null(dense_y);
   args.dx = dx.tensor.defined() ? dx.tensor.data_ptr() : nullptr;
   args.dresidual = dresidual.tensor.defined() ? dresidual.tensor.data_ptr() : nullptr;
   args.stream = dx.warm && dresidual.warm;
+  const auto dense_saved = saved.contiguous();
+  const ChannelArray weights(weight, saved.scalar_type());
+  const ChannelArray dweights(dweight, saved.scalar_type());
+  const ChannelArray dbiases(dbias, saved.scalar_type());
+  args.saved = dense_saved.const_data_ptr();
+  args.weight = weights.data();
+  args.dweight = dweights.data();
+  args.dbias = dbiases.data();
   args.parallel_for = parallel_for;
-  BackwardCoefficients coefficients(saved, weight);
-  coefficients.attach(args);
   kernels::table().backward(args);
-  if (dweight.defined()) coefficients.write_dweight(dweight);
-  if (dbias.defined()) coefficients.write_dbias(dbias);
+  dweights.write_back();
+  dbiases.write_back();
   return {dweight, dbias, dresidual.tensor};
 }
 

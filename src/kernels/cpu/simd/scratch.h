@@ -1,7 +1,5 @@
 #pragma once
 
-#include "kernels/cpu/kernels.h"
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -9,6 +7,9 @@
 #include <new>
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
+
+/// Values that may be read and written beyond the end of an array, as full vectors.
+constexpr int64_t kPadding = 64;
 
 /// What each thread keeps for its short-lived arrays, so that a call need not ask the system for memory: until the
 /// thread ends, at most kBytes.
@@ -40,15 +41,15 @@ class ScratchStack {
   size_t used_ = 0;
 };
 
-/// Where an array begins within a page of 4 KB: `quarter` quarters of it after `values`, in whole cache lines. A read
+/// Where an array begins within a page of 4 KB: `eighth` eighths of it after `values`, in whole cache lines. A read
 /// waits for an earlier write to an address with the same last 12 bits; arrays that are walked through together with
-/// the values are kept a quarter of a page apart from them and from each other.
+/// the values are kept some eighths of a page apart from them and from each other.
 struct Apart {
   const void* values;
-  int quarter;
+  int eighth;
 
   size_t offset_in_page() const {
-    return (reinterpret_cast<uintptr_t>(values) + static_cast<size_t>(quarter) * 1024) % kPage / 64 * 64;
+    return (reinterpret_cast<uintptr_t>(values) + static_cast<size_t>(eighth) * kPage / 8) % kPage / 64 * 64;
   }
 
   static constexpr size_t kPage = 4096;

@@ -19,6 +19,14 @@ namespace momentum_bn::kernels::CPU_CAPABILITY {
 template <typename T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+/// The largest value that rounding to T turns into 0.
+template <typename T>
+constexpr Accumulate<T> kStoredAsZero = 0;
+template <>
+inline constexpr float kStoredAsZero<c10::BFloat16> = 0x1p-134F;
+template <>
+inline constexpr float kStoredAsZero<c10::Half> = 0x1p-25F;
+
 /// A register's worth of bits, with integer arithmetic on its 32-bit lanes (a vector type of GCC and Clang).
 using Bits [[gnu::vector_size(sizeof(at::vec::Vectorized<float>))]] = uint32_t;
 
@@ -169,16 +177,21 @@ struct Pack {
     }
     return p;
   }
+  /// (g - offset - d * slope) * scale, d being x - center
+  friend Pack input_gradient(const Pack& g, const Pack& d, const Pack& minus_slope, const Pack& offset,
+                             const Pack& scale) {
+    return multiply_add(d, minus_slope, g - offset) * scale;
+  }
   /// max(0, a), NaN where a is NaN.
   friend Pack relu(const Pack& a) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = at::vec::clamp_min(a.v[i], V(0));
     return p;
   }
-  /// 0 where y <= 0, else g: also where y is NaN, as in torch's threshold_backward.
+  /// 0 where y is stored as 0 or less, else g: also where y is NaN, as in torch's threshold_backward.
   friend Pack masked(const Pack& y, const Pack& g) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = V::blendv(g.v[i], V(0), y.v[i] <= V(0));
+    for (int i = 0; i < kRegisters; ++i) p.v[i] = V::blendv(g.v[i], V(0), y.v[i] <= V(kStoredAsZero<T>));
     return p;
   }
 
