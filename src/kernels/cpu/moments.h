@@ -1,6 +1,7 @@
 #pragma once
 
-#include "kernels/cpu/pack.h"
+#include "kernels/channel_rules.h"
+#include "kernels/cpu/simd/pack.h"
 
 #include <algorithm>
 #include <array>
@@ -14,21 +15,6 @@
 // the deviation. Parts of a channel are merged in double (Chan, Golub, LeVeque 1979).
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
-
-struct Moments {
-  double count = 0;
-  double mean = 0;
-  double m2 = 0;
-};
-
-inline void merge(Moments& into, const Moments& other) {
-  if (other.count == 0) return;
-  const double count = into.count + other.count;
-  const double delta = other.mean - into.mean;
-  into.mean += delta * (other.count / count);
-  into.m2 += other.m2 + delta * delta * (into.count * (other.count / count));
-  into.count = count;
-}
 
 /// Of x - shift and of its square.
 struct Sums {
@@ -45,9 +31,9 @@ inline bool shift_is_near(const Sums& sums, double count) {
   return of_shift <= kNear * kNear * (sums.second - of_shift);
 }
 
-inline Moments moments_of(const Sums& sums, double shift, double count) {
+inline BatchMoments moments_of(const Sums& sums, double shift, double count) {
   const double mean = sums.first / count;
-  return {count, shift + mean, std::max(0.0, sums.second - sums.first * mean)};
+  return {shift + mean, std::max(0.0, sums.second - sums.first * mean), count};
 }
 
 /// Of so many values the first shift is the mean.
@@ -78,10 +64,10 @@ class DoubleMoments {
     moments_.mean += delta / moments_.count;
     moments_.m2 += delta * (value - moments_.mean);
   }
-  const Moments& get() const { return moments_; }
+  const BatchMoments& get() const { return moments_; }
 
  private:
-  Moments moments_;
+  BatchMoments moments_ = {0, 0, 0};
 };
 
 /// In pairs; overwrites them.
@@ -116,7 +102,7 @@ class DoubleLanes {
   double lanes_[V::size()] = {};
 };
 
-/// So many values of each lane are added up in a register of the accumulate type before it is emptied into double.
+/// So many values of each lane are added up in a register of the accumulate type before it is flushed into double.
 constexpr int64_t kMostPerLane = 64;
 /// Registers that sums over one run are spread over, for shorter chains.
 constexpr int kSpread = 4;
@@ -189,7 +175,7 @@ class RunSums {
     }
     for (; i + P::kSize <= n; i += P::kSize) registers.template take<kShifted>(0, P::load_any_order(x + i));
     if (i < n) registers.template take_first<kShifted>(0, x + i, n - i);
-    empty(registers);
+    flush(registers);
   }
 
   /// Values [i, end) of each run, in whole packs.
@@ -205,7 +191,7 @@ class RunSums {
         registers.template take<kShifted, true>(r, P::load_any_order(from));
       }
     }
-    empty(registers);
+    flush(registers);
   }
 
   template <int kCount>
@@ -242,7 +228,7 @@ class RunSums {
   };
 
   template <int kCount>
-  void empty(Registers<kCount>& registers) {
+  void flush(Registers<kCount>& registers) {
     first_.add(sum_of(registers.first));
     second_.add(sum_of(registers.second));
   }

@@ -1,6 +1,7 @@
 #pragma once
 
-#include "kernels/cpu/pack.h"
+#include "kernels/channel_rules.h"
+#include "kernels/cpu/simd/pack.h"
 
 #include <array>
 #include <cstdint>
@@ -9,15 +10,20 @@
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// y = (x - center) * scale + shift
+/// Of the channel, or channels, of a pack: y = (x - center) * scale + shift.
 template <typename T>
-struct Coefficients {
+struct PackCoefficients {
   Pack<T> center;
   Pack<T> scale;
   Pack<T> shift;
 
-  Coefficients(Accumulate<T> center, Accumulate<T> scale, Accumulate<T> shift)
-      : center(Pack<T>::all(center)), scale(Pack<T>::all(scale)), shift(Pack<T>::all(shift)) {}
+  PackCoefficients() = default;
+  explicit PackCoefficients(const Coefficients<Accumulate<T>>& of_channel)
+      : center(Pack<T>::all(of_channel.center)),
+        scale(Pack<T>::all(of_channel.scale)),
+        shift(Pack<T>::all(of_channel.shift)) {}
+  PackCoefficients(const Pack<T>& center, const Pack<T>& scale, const Pack<T>& shift)
+      : center(center), scale(scale), shift(shift) {}
 
   Pack<T> apply(const Pack<T>& x) const { return normalized(x, center, scale, shift); }
 };
@@ -31,7 +37,7 @@ struct ForwardRun {
 };
 
 template <typename T, bool kResidual, bool kRelu>
-inline Pack<T> normalized_pack(const Coefficients<T>& coefficients, const Pack<T>& x, const Pack<T>& residual) {
+inline Pack<T> normalized_pack(const PackCoefficients<T>& coefficients, const Pack<T>& x, const Pack<T>& residual) {
   Pack<T> result = coefficients.apply(x);
   if constexpr (kResidual) result = result + residual;
   if constexpr (kRelu) result = relu(result);
@@ -40,9 +46,9 @@ inline Pack<T> normalized_pack(const Coefficients<T>& coefficients, const Pack<T
 
 /// kStream: y is aligned for it.
 template <typename T, bool kResidual, bool kRelu, bool kStream>
-inline void normalize_run(const ForwardRun<T>& run, int64_t n, const Coefficients<T>& of_channel) {
+inline void normalize_run(const ForwardRun<T>& run, int64_t n, const PackCoefficients<T>& of_channel) {
   using P = Pack<T>;
-  const Coefficients<T> coefficients = of_channel;  // in registers: y may be anything
+  const PackCoefficients<T> coefficients = of_channel;  // in registers: y may be anything
   const auto [x, residual, y] = run;
   constexpr int kUnroll = 4;
   int64_t i = 0;
@@ -67,10 +73,10 @@ constexpr size_t kResidualRuns = 4;
 /// The same for several runs of n values each.
 template <typename T, bool kRelu, bool kStream>
 inline void normalize_residual_runs(const std::array<ForwardRun<T>, kResidualRuns>& runs, int64_t n,
-                                    const Coefficients<T>& of_channel) {
+                                    const PackCoefficients<T>& of_channel) {
   using P = Pack<T>;
   constexpr int64_t kAhead = int64_t{2} * 1024 / static_cast<int64_t>(sizeof(T));
-  const Coefficients<T> coefficients = of_channel;  // in registers: y may be anything
+  const PackCoefficients<T> coefficients = of_channel;  // in registers: y may be anything
   int64_t i = 0;
   for (; i + P::kSize <= n; i += P::kSize) {
     // All reads before the writes: runs may lie a multiple of 4 KB apart, and a read waits for a write to an address
