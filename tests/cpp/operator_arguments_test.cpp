@@ -20,11 +20,15 @@ using testing::same_bits;
 using Stack = std::vector<c10::IValue>;
 
 constexpr int64_t kChannels = 3;
+constexpr size_t kGroupStatistics = 14;  // the last argument of a training forward
 
 at::Tensor images(uint64_t seed) { return randn({4, kChannels, 5, 5}, seed, at::kFloat); }
 at::Tensor channels(uint64_t seed) { return randn({kChannels}, seed, at::kFloat).abs() + 0.5; }
 at::Tensor count(int64_t value) { return at::full({}, value, at::kLong); }
 at::Tensor saved() { return at::stack({channels(1), at::zeros({kChannels}), channels(2)}); }
+at::Tensor saved_through_statistics() {
+  return at::cat({saved(), at::full({3, kChannels}, 0.01)});
+}
 
 c10::List<at::Tensor> state() {
   return c10::List<at::Tensor>({channels(3), channels(4), count(5), channels(6), channels(7), count(1), count(2),
@@ -44,19 +48,19 @@ const std::vector<Call>& calls() {
       {"_batch_statistics", [] { return Stack{images(0)}; }},
       {"_forward_train",
        [] {
-         return Stack{images(0), images(1), channels(2),  channels(3), state(),       1e-5,         10,
-                      2,         "cosine",  "published", "relu",      c10::IValue(), c10::IValue()};
+         return Stack{images(0),     images(1), channels(2), channels(3), state(), 1e-5,   c10::IValue(), 10, 2,
+                      "cosine", "published", true,        "relu",      c10::IValue(), c10::IValue()};
        }},
       {"_forward_train",  // the statistics of a group are there: a tensor more
        [] {
-         return Stack{images(0), images(1), channels(2), channels(3), state(), 1e-5, 10, 2, "cosine", "published",
-                      "relu", c10::IValue(),
+         return Stack{images(0), images(1), channels(2), channels(3), state(), 1e-5, c10::IValue(), 10, 2, "cosine",
+                      "published", true, "relu", c10::IValue(),
                       at::cat({channels(4), channels(5), at::full({1}, 100.)}).to(at::kDouble).unsqueeze(0)};
        }},
       {"_forward_train_",
        [] {
-         return Stack{images(0), images(1), channels(2),  channels(3), state(),       1e-5,         10,
-                      2,         "cosine",  "published", "relu",      c10::IValue(), c10::IValue()};
+         return Stack{images(0),     images(1), channels(2), channels(3), state(), 1e-5,   c10::IValue(), 10, 2,
+                      "cosine", "published", true,        "relu",      c10::IValue(), c10::IValue()};
        }},
       {"_forward_eval_",
        [] { return Stack{images(0), images(1), channels(2), channels(3), channels(4), channels(5), 1e-5, "relu"}; }},
@@ -64,13 +68,28 @@ const std::vector<Call>& calls() {
        [] { return Stack{images(0), channels(1), channels(2), channels(3), channels(4), 0.5, 1e-5, "published"}; }},
       {"_backward",
        [] {
-         return Stack{images(0), images(1), images(2), channels(3), saved(), "relu",
+         return Stack{images(0), images(1), images(2), channels(3), channels(4), saved(), "relu",
+                      c10::List<bool>({true, true, true, true})};
+       }},
+      {"_backward",
+       [] {
+         return Stack{images(0), images(1), images(2), channels(3), channels(4), saved_through_statistics(), "relu",
                       c10::List<bool>({true, true, true, true})};
        }},
       {"_backward_",
        [] {
-         return Stack{images(0), images(1), images(2), channels(3), saved(), "relu",
+         return Stack{images(0), images(1), images(2), channels(3), channels(4), saved(), "relu",
                       c10::List<bool>({true, true, true, true})};
+       }},
+      {"_gradient_sums",
+       [] {
+         return Stack{images(0), images(1), images(2), channels(3), channels(4), saved_through_statistics(), "relu",
+                      c10::List<bool>({false, true, true, true})};
+       }},
+      {"_gradient_of_input",
+       [] {
+         return Stack{images(0),   images(1), images(2), channels(3), channels(4), saved_through_statistics(),
+                      at::ones({2, kChannels}, at::kDouble), "relu"};
        }},
       {"_advance_schedule_", [] { return Stack{count(3), at::full({}, 0.5, at::kDouble), 10, "cosine"}; }},
       {"_teacher_update_",
@@ -184,7 +203,7 @@ bool takes(const Call& of, Place place, at::ScalarType dtype) {
   if (of.name == "_check_parameters" || of.name == "_forward_functional") {
     return place.argument == 0 && sixteen_bits;  // beside parameters in float32
   }
-  if (of.name == "_forward_train" && place.argument == 12) {
+  if (of.name == "_forward_train" && place.argument == kGroupStatistics) {
     return true;  // the statistics of a group are converted
   }
   return dtype == at::kFloat;  // momentum; all others are float32 in the sample
@@ -234,7 +253,7 @@ TEST(OperatorArguments, OtherShapes) {
     const bool any_images = place.argument == 0 && (of.name == "_batch_statistics" || of.name == "_check_parameters" ||
                                                     of.name == "_forward_functional");
     const bool master = of.name == "_teacher_update_" && place.argument == 1;
-    const bool gathered = of.name == "_forward_train" && place.argument == 12;
+    const bool gathered = of.name == "_forward_train" && place.argument == kGroupStatistics;
     expect_refused(of, place, at::zeros({0}, options), master, "no element");
     expect_refused(of, place, at::zeros({2}, options), false, "two values");
     if (right.dim() > 0) {
