@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from ._options import TeacherOptions, as_float, as_int, check_option_names
 from .convert import Network, convert_momentum_batchnorm
-from .modules import MomentumBatchNorm, checked_total_iters
+from .momentum_batch_norm import MomentumBatchNorm, checked_total_iters
 
 __all__ = ["MomentumTeacher", "set_total_iters"]
 

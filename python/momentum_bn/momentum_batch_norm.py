@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
-from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ._norm_layer import NormLayer, refuse_sync_batchnorm
 from ._options import (
     Activation,
     Options,
     Schedule,
     Variance,
     as_float,
-    as_group_name,
     as_int,
     as_momentum,
 )
@@ -35,10 +32,21 @@ CONFIGURATION = (
     "variance",
     "activation",
     "inplace",
+    "detach_statistics",
     "_process_group",
     "_initial_momentum",
     "_untracked_momentum",
     "_untracked_cur_iter",
+)
+# What extra_repr shows where it is not the default.
+_OPTIONAL = (
+    "views_per_update",
+    "schedule",
+    "variance",
+    "activation",
+    "inplace",
+    "process_group",
+    "detach_statistics",
 )
 _VIEW_SUMS = ("view_mean_sum", "view_var_sum")
 # Kept in their own dtypes, whatever the layer is cast to.
@@ -46,20 +54,12 @@ _SCALARS = ("num_batches_tracked", "view_count", "cur_iter_state", "momentum_sta
 # What stands for momentum=None in momentum_state.
 _CUMULATIVE = -1.0
 
-# It knows every subclass of torch's BatchNorm, asks none, and reads momentum of each.
-_CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.__dict__["convert_sync_batchnorm"].__func__.__code__
-
 # Looked up once: attribute look-ups in torch.ops cost more than the dispatch.
 _advance_schedule_ = torch.ops.momentum_bn._advance_schedule_.default
-_batch_statistics = torch.ops.momentum_bn._batch_statistics.default
-_check_input = torch.ops.momentum_bn._check_input.default
-_forward_eval_ = torch.ops.momentum_bn._forward_eval_.default
-_forward_train = torch.ops.momentum_bn._forward_train.default
-_forward_train_ = torch.ops.momentum_bn._forward_train_.default
 _scheduled_momentum = torch.ops.momentum_bn._scheduled_momentum.default
 
 
-class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+class MomentumBatchNorm(NormLayer):
     r"""Momentum BatchNorm over an input of any rank from 2: (N, C) or (N, C, ...).
 
     The layer of `Momentum^2 Teacher <https://arxiv.org/abs/2101.07525>`_. In training the batch normalises
@@ -111,6 +111,8 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             all its ranks together, and n is their number. A rank's batch may be empty. One all_gather per training
             forward, none in the backward pass and in evaluation; gradients of weight and bias are the rank's own.
             None: this process alone. See docs/distributed.md.
+        detach_statistics: False: gradients flow through the batch's share of the statistics, as in torch's BatchNorm;
+            with a ``process_group`` that takes one all_reduce in the backward pass.
         bias: False: an affine layer without a bias.
         device: device of parameters and buffers.
         dtype: dtype of parameters and running statistics.
@@ -155,11 +157,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         torch.Size([32, 64, 28, 28])
     """
 
-    views_per_update: int
-    schedule: Schedule
-    variance: Variance
-    activation: Activation | None
-    inplace: bool
+    detach_statistics = True
     view_mean_sum: Tensor | None
     view_var_sum: Tensor | None
     view_count: Tensor | None
@@ -181,6 +179,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         activation: Activation | None = None,
         inplace: bool = False,
         process_group: torch.distributed.ProcessGroup | str | None = None,
+        detach_statistics: bool = True,
         bias: bool = True,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -189,7 +188,15 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         num_features = as_int("num_features", num_features)
         eps = as_float("eps", eps)
         options = Options(
-            total_iters, momentum, views_per_update, schedule, variance, activation, inplace, process_group
+            total_iters,
+            momentum,
+            views_per_update,
+            schedule,
+            variance,
+            activation,
+            inplace,
+            process_group,
+            detach_statistics,
         )
         options.check(num_features, eps)
         # Before torch's constructor, which assigns momentum: that assignment is checked against the options.
@@ -206,6 +213,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         self.variance = options.variance
         self.activation = options.activation
         self.inplace = options.inplace
+        self.detach_statistics = options.detach_statistics
         # By name: a group itself could be neither copied nor pickled.
         self._process_group: str | None = options.process_group
         self._initial_momentum = options.momentum
@@ -225,6 +233,23 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             state = self._buffers.get("momentum_state")
             if state is None or not state.is_meta:
                 self.momentum = options.momentum
+
+    def _state(self) -> list[Tensor]:
+        buffers = self._buffers
+        # Never None in a layer that tracks.
+        return [
+            buffers["running_mean"],  # type: ignore[list-item]
+            buffers["running_var"],  # type: ignore[list-item]
+            buffers["num_batches_tracked"],  # type: ignore[list-item]
+            buffers["view_mean_sum"],  # type: ignore[list-item]
+            buffers["view_var_sum"],  # type: ignore[list-item]
+            buffers["view_count"],  # type: ignore[list-item]
+            buffers["cur_iter_state"],  # type: ignore[list-item]
+            buffers["momentum_state"],  # type: ignore[list-item]
+        ]
+
+    def _update_weight(self) -> None:
+        return None  # it is in the state
 
     def _register_own_state(self) -> None:
         mean = self._buffers["running_mean"]
@@ -258,7 +283,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         Assigning checks as the constructor does.
         """
         if not torch.compiler.is_compiling():
-            _refuse_sync_batchnorm(sys._getframe(1))
+            refuse_sync_batchnorm(sys._getframe(1), "Momentum BatchNorm with its schedule")
         state = self._buffers.get("momentum_state")
         if state is None:
             return self._untracked_momentum
@@ -308,15 +333,6 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     def total_iters(self, value: int) -> None:
         self._total_iters = checked_total_iters(value)
 
-    @property
-    def process_group(self) -> str | None:
-        """Name of the process group whose values make the batch statistics. Configuration, not state."""
-        return self._process_group
-
-    @process_group.setter
-    def process_group(self, value: Any) -> None:
-        self._process_group = as_group_name(value)
-
     def momentum_cosine_decay(self) -> None:
         """Adds 1 to ``cur_iter`` and gives ``momentum`` the value that the schedule has there.
 
@@ -362,115 +378,6 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             assert buffer is not None
             buffer.zero_()
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
-        if input.dim() < 2:
-            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002 (torch's name)
-        """Normalises ``input``; in training also updates the state.
-
-        Args:
-            input: (N, C) or (N, C, ...) of the layer's rank; float32, float64, bfloat16 or float16.
-            residual: of the input's shape and dtype, added before the activation.
-
-        Returns:
-            The output, of the input's shape and dtype. With ``inplace`` it may be ``input`` itself. An empty input
-            gives an empty output and changes nothing.
-
-        Raises:
-            ValueError: wrong rank or number of channels, a residual that does not fit, one value per channel in
-                training, or a training forward inside a backward pass (plain ``torch.utils.checkpoint``).
-            TypeError: integer or complex input.
-        """
-        self._check_input_dim(input)
-        # Straight from the dicts: Module.__getattr__ would cost more than the rest of this function.
-        parameters = self._parameters
-        # Replicas, pruned and otherwise wrapped layers have a parameter as a plain attribute.
-        weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401 (self.weight is slow)
-        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401 (self.bias is slow)
-        buffers = self._buffers
-        running_mean = buffers["running_mean"]
-        may_overwrite = self.inplace and _may_overwrite_input(weight)
-
-        if self.training or running_mean is None:
-            tracks = self.track_running_stats and running_mean is not None
-            if not tracks:
-                self._check_fits(input, residual)
-            # In evaluation a batch that normalises itself does so by itself.
-            group = self._process_group if self.training else None
-            gathered = None
-            if group is not None and torch.compiler.is_compiling():
-                gathered = _all_gathered(_batch_statistics(input), group)
-                group = None
-            train = _forward_train_ if may_overwrite else _forward_train
-            out = train(
-                input,
-                residual,
-                weight,
-                bias,
-                [
-                    running_mean,
-                    buffers["running_var"],
-                    buffers["num_batches_tracked"],
-                    buffers["view_mean_sum"],
-                    buffers["view_var_sum"],
-                    buffers["view_count"],
-                    buffers["cur_iter_state"],
-                    buffers["momentum_state"],
-                ]
-                if tracks
-                else [],
-                self.eps,
-                None,
-                self._total_iters,
-                self.views_per_update,
-                self.schedule,
-                self.variance,
-                True,
-                self.activation,
-                group,
-                gathered,
-            )
-            return input if may_overwrite else out[0]
-
-        running_var = buffers["running_var"]
-        if may_overwrite and not torch.compiler.is_compiling():
-            _forward_eval_(input, residual, weight, bias, running_mean, running_var, self.eps, self.activation)
-            return input
-        return self._forward_eval(input, residual, weight, bias, running_mean, running_var)
-
-    def _check_fits(self, x: Tensor, residual: Tensor | None) -> None:
-        """What the operators check against the running statistics and before they update them."""
-        if torch.jit.is_tracing():
-            return
-        # The operator only where there is something to refuse: it would keep a graph from exporting.
-        if (
-            x.shape[1] != self.num_features
-            or not x.is_floating_point()
-            or (
-                residual is not None
-                and (residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device)
-            )
-        ):
-            _check_input(x, residual, self.num_features)
-
-    def _forward_eval(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor | None,
-    ) -> Tensor:
-        self._check_fits(x, residual)
-        if self.num_features == 0:  # torch.nn.functional.batch_norm fails without channels
-            return x.clone()
-        y = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, self.eps)
-        if residual is not None:
-            y = y + residual
-        return torch.relu(y) if self.activation == "relu" else y
-
     def extra_repr(self) -> str:
         """Returns the arguments, those beyond torch's BatchNorm only where they are not the defaults."""
         words = [
@@ -480,7 +387,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         if self.affine and self.bias is None:
             words.append("bias=False")
         defaults = Options()
-        for name in ("views_per_update", "schedule", "variance", "activation", "inplace", "process_group"):
+        for name in _OPTIONAL:
             value = getattr(self, name)
             if value != getattr(defaults, name):
                 words.append(f"{name}={value!r}")
@@ -603,36 +510,6 @@ def checked_total_iters(value: Any) -> int:
     options = Options(total_iters=value)
     options.check(num_features=0, eps=1e-5)
     return options.total_iters
-
-
-def _all_gathered(values: Tensor, group: str) -> Tensor:
-    """``values`` (size) of all ranks of a group, (ranks, size), by an operator that compilers know for a collective.
-
-    They never change the order of two of these, which must be the same on all ranks.
-    """
-    ranks = torch.distributed.distributed_c10d._get_group_size_by_name(group)  # type: ignore[arg-type]
-    collectives = torch.ops._c10d_functional
-    rows: Tensor = collectives.wait_tensor(collectives.all_gather_into_tensor(values, ranks, group))
-    return rows.view(ranks, -1)
-
-
-def _may_overwrite_input(weight: Tensor | None) -> bool:
-    if not torch.is_grad_enabled():
-        return True
-    if weight is not None and weight.requires_grad:
-        return False
-    # Selective checkpointing is a dispatch mode that keeps what operators return: one that returns its result in x
-    # would leave x as it was when the pass is repeated.
-    return torch.compiler.is_compiling() or not is_in_torch_dispatch_mode()
-
-
-def _refuse_sync_batchnorm(reader: FrameType) -> None:
-    if reader.f_code is _CONVERT_SYNC_BATCHNORM:
-        raise RuntimeError(
-            "torch.nn.SyncBatchNorm.convert_sync_batchnorm would replace Momentum BatchNorm by SyncBatchNorm with its "
-            "present momentum, without schedule, views, variance or activation. Call it on the parts of the network "
-            "that have torch's BatchNorm, or before the others become Momentum BatchNorms."
-        )
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
