@@ -31,6 +31,9 @@ int64_t step_of(std::string_view name) {
   return error == std::errc() && end == digits.data() + digits.size() ? step : -1;
 }
 
+/// Whether a run writes an `AtomicFile` of this name into its folder.
+bool is_file_of_run(std::string_view name) { return name == kConfigFile || name == kProbeFile || step_of(name) >= 0; }
+
 }  // namespace
 
 std::vector<CheckpointFile> list_checkpoints(const std::filesystem::path& folder) {
@@ -62,7 +65,7 @@ RunFolder::RunFolder(std::filesystem::path path) : path_(std::move(path)) {
   if (flock(lock_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
     throw UserError(path_.string() + ": another process is training in this folder");
   }
-  remove_temporary_files(path_);
+  remove_temporary_files(path_, is_file_of_run);
 }
 
 std::filesystem::path RunFolder::checkpoint(int64_t step) const {

@@ -59,6 +59,32 @@ TEST(RunFolder, ClearsARunAndNothingElse) {
   EXPECT_EQ(read_bytes(folder / "run" / "notes"), "mine");
 }
 
+TEST(RunFolder, RemovesTemporaryFilesOfItsOwnAndNothingElse) {
+  const TemporaryFolder folder;
+  const std::vector<std::string> ours = {"config.toml.tmp-71", "checkpoint-00000005.safetensors.tmp-1",
+                                         "writable.tmp-4194304"};
+  const std::vector<std::string> others = {"notes.tmp-2025.txt",  "notes.tmp-2025",     "config.toml.tmp-",
+                                           "config.toml.tmp-7a",  "a.config.toml.tmp-7", "checkpoint-x.safetensors.tmp-1",
+                                           ".tmp-3",              "config.toml.tmp-7.tmp-8"};
+  for (const auto& names : {ours, others}) {
+    for (const std::string& name : names) {
+      write_bytes(folder / name, "mine");
+    }
+  }
+  // Of such names, but no files.
+  std::filesystem::create_directory(folder / "config.toml.tmp-8");
+  std::filesystem::create_symlink(folder / "notes.tmp-2025", folder / "config.toml.tmp-9");
+  const RunFolder run(folder / "");
+  for (const std::string& name : ours) {
+    EXPECT_FALSE(std::filesystem::exists(folder / name)) << name;
+  }
+  for (const std::string& name : others) {
+    EXPECT_EQ(read_bytes(folder / name), "mine") << name;
+  }
+  EXPECT_TRUE(std::filesystem::is_directory(folder / "config.toml.tmp-8"));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder / "config.toml.tmp-9"));
+}
+
 TEST(RunFolder, IsLockedWhileItLives) {
   const TemporaryFolder folder;
   std::optional<RunFolder> run(folder / "run");
