@@ -4,6 +4,7 @@
 #include "distributed/together.h"
 #include "settings/run_flags.h"
 #include "settings/strict_toml.h"
+#include "text/printable.h"
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
@@ -41,7 +42,7 @@ Failure failure_of(const std::exception_ptr& error) {
 int tell(Failure failure, const Ranks& ranks) {
   failure.words.resize(std::min(failure.words.size(), failure.words.find('\n')));
   std::cerr << "m2teacher: error: " << (ranks.first() ? "" : "rank " + std::to_string(ranks.rank()) + ": ")
-            << failure.words << '\n';
+            << printable(failure.words) << '\n';
   return failure.code;
 }
 

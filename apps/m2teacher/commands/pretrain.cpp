@@ -12,6 +12,7 @@
 #include "output/atomic_file.h"
 #include "output/metrics.h"
 #include "output/progress.h"
+#include "text/printable.h"
 
 #include <ATen/Parallel.h>
 
@@ -162,7 +163,9 @@ StepReport do_step(Run& run, bool stop) {
 }
 
 std::string how_to_go_on(const Run& run) {
-  const std::string command = "pretrain --resume " + run.folder->path().string();
+  // A path that begins with a dash would be taken for an option.
+  const std::string folder = run.folder->path().string();
+  const std::string command = "pretrain --resume " + shell_word(folder.starts_with('-') ? "./" + folder : folder);
   return run.ranks.alone() ? "go on with: m2teacher " + command
                            : "go on with torchrun as before and: -m momentum_bn.m2teacher " + command;
 }
@@ -213,9 +216,7 @@ RunSettings settings_of_first(const PretrainCommand& command, const Ranks& ranks
       refuse_to_overwrite(command.folder);  // before much is done
     }
     settings.data.spec.folder = std::filesystem::absolute(settings.data.spec.folder).lexically_normal();
-    if (!ranks.alone()) {
-      config = to_toml(settings);
-    }
+    config = to_toml(settings);  // what cannot be kept is refused now, and not by the first checkpoint
   });
   if (!ranks.alone()) {
     settings = parse_toml(ranks.of_first(config), "the settings of rank 0");
@@ -255,6 +256,9 @@ void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
   std::unique_ptr<Pretrainer> pretrainer;
   together(ranks, [&] {
     dataset = load_dataset(settings.data);
+    if (ranks.first()) {
+      warn(dataset.notes);
+    }
     trained_on = {.images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};
     const TrainingData data = {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader};
     pretrainer = std::make_unique<Pretrainer>(settings.recipe, data, nullptr, ranks);

@@ -151,7 +151,7 @@ const std::map<std::string, Options> kCommands = {
     {"features", kCheckpoint + kData + kNetwork + kOut},
     {"compare", kCheckpoint + kData + kSeed},
     {"neighbours",
-     kCheckpoint + kData + kNetwork + kOut + Options{{"--queries", kNotCount}, {"--neighbours", kNotCount}}},
+     kCheckpoint + kData + kNetwork + kOut + kSeed + Options{{"--queries", kNotCount}, {"--neighbours", kNotCount}}},
     {"export", kCheckpoint + kNetwork + kOut},
     {"info", kCheckpoint + Options{{"--tensors", kNoFlag}}},
     {"time-layers", kData + kRecipe + Options{{"--recipe", kAnything}, {"--rounds", kNotCount}}},
