@@ -2,14 +2,17 @@
 
 #include "error.h"
 #include "output/atomic_file.h"
+#include "text/printable.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <iostream>
 #include <string_view>
 #include <utility>
 
@@ -38,12 +41,17 @@ bool is_file_of_run(std::string_view name) { return name == kConfigFile || name 
 
 std::vector<CheckpointFile> list_checkpoints(const std::filesystem::path& folder) {
   std::vector<CheckpointFile> found;
-  std::error_code error;  // a folder that is not there holds none
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    const int64_t step = step_of(entry.path().filename().string());
-    if (step >= 0) {
-      found.push_back({entry.path(), step});
+  std::error_code error;
+  std::filesystem::directory_iterator entry(folder, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const int64_t step = step_of(entry->path().filename().string());
+    std::error_code gone;
+    if (step >= 0 && entry->is_regular_file(gone)) {
+      found.push_back({entry->path(), step});
     }
+  }
+  if (error && error != std::errc::no_such_file_or_directory) {
+    throw UserError(folder.string() + ": cannot be searched for checkpoints: " + error.message());
   }
   std::sort(found.begin(), found.end(),
             [](const CheckpointFile& a, const CheckpointFile& b) { return a.step > b.step; });
@@ -74,6 +82,20 @@ std::filesystem::path RunFolder::checkpoint(int64_t step) const {
   return path_ / (std::string(kPrefix) + digits + std::string(kSuffix));
 }
 
+bool RunFolder::is_still_ours() const {
+  struct stat there = {};
+  struct stat ours = {};
+  return stat(path_.c_str(), &there) == 0 && fstat(lock_.get(), &ours) == 0 && there.st_dev == ours.st_dev &&
+         there.st_ino == ours.st_ino;
+}
+
+void RunFolder::check_still_ours() const {
+  if (!is_still_ours()) {
+    throw UserError(path_.string() + ": is no longer the folder that this run was started in: it was removed, moved or "
+                                     "made anew");
+  }
+}
+
 void RunFolder::clear() const {
   for (const CheckpointFile& file : list_checkpoints(path_)) {
     std::filesystem::remove(file.path);
@@ -85,7 +107,12 @@ void RunFolder::clear() const {
 void RunFolder::keep_last(int64_t keep, int64_t step) const {
   for (const CheckpointFile& file : list_checkpoints(path_)) {
     if (file.step <= step && --keep < 0) {
-      std::filesystem::remove(file.path);
+      std::error_code error;
+      std::filesystem::remove(file.path, error);
+      if (error) {
+        std::cerr << "m2teacher: warning: " << printable(file.path.string()) << ": cannot be removed: " << error.message()
+                  << '\n';
+      }
     }
   }
 }

@@ -12,11 +12,10 @@
 #include "output/atomic_file.h"
 #include "output/metrics.h"
 #include "output/progress.h"
+#include "output/standard_streams.h"
 #include "text/printable.h"
 
 #include <ATen/Parallel.h>
-
-#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
@@ -107,7 +106,13 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
               << ": each takes another share of the batch, so results differ from those of the uninterrupted run\n";
   }
   pretrainer.load_state(saved.state);
-  auto metrics = std::make_unique<MetricsFile>(folder.metrics(), checkpoint->metrics);
+  MetricsState rows = checkpoint->metrics;
+  if (!std::filesystem::exists(folder.metrics())) {
+    std::cerr << folder.metrics().string() << ": is lost: a new one goes on after step " << pretrainer.steps_done() << '\n';
+    MetricsFile{folder.metrics()};
+    rows.rows = 0;
+  }
+  auto metrics = std::make_unique<MetricsFile>(folder.metrics(), rows);
   write_text_file(folder.config(), config);
   std::cerr << "resumed after step " << pretrainer.steps_done() << '\n';
   return metrics;
@@ -116,6 +121,7 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
 /// Adds a checkpoint and removes those beyond the ones to keep.
 void write_checkpoint(const Run& run, int64_t step, const std::map<std::string, at::Tensor>& state) {
   const std::filesystem::path path = run.folder->checkpoint(step);
+  run.folder->check_still_ours();
   run.metrics->flush();  // a checkpoint must find its rows again
   save_checkpoint(path, {.path = path,
                          .settings = run.settings,
@@ -141,6 +147,7 @@ void note(Run& run, const StepReport& report, double seconds) {
   const bool last = report.step == run.pretrainer.total_steps();
   const bool look = run.settings.eval_every > 0 && (report.step % run.settings.eval_every == 0 || last);
   if (look || report.step % kStepsPerRow == 0 || last) {
+    run.folder->check_still_ours();
     run.metrics->write_row(report.step * run.settings.recipe.batch_size,
                            look ? quick_knn(run.pretrainer, run.dataset, run.settings.data.loader) : std::nullopt);
   }
@@ -175,7 +182,7 @@ void train(Run& run, const StopSignal& stop) {
   const int64_t total = run.pretrainer.total_steps();
   std::optional<Progress> progress;
   if (run.ranks.first()) {
-    progress.emplace(std::cerr, isatty(STDERR_FILENO) != 0, total, run.settings.recipe.batch_size);
+    progress.emplace(std::cerr, stderr_is_terminal(), total, run.settings.recipe.batch_size);
   }
   bool stopping = run.ranks.alone() && stop.received();
   while (run.pretrainer.steps_done() < total && !stopping) {
@@ -285,7 +292,8 @@ void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
   try {
     train(run, stop);
   } catch (const UserError& error) {
-    if (run.saved < 0 || !ranks.first()) {
+    if (run.saved < 0 || !ranks.first() || !run.folder->is_still_ours() ||
+        !std::filesystem::exists(run.folder->checkpoint(run.saved))) {
       throw;
     }
     throw UserError(std::string(error.what()) + "; step " + std::to_string(run.saved) + " is saved, " +

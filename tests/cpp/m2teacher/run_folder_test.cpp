@@ -4,6 +4,8 @@
 #include "expect_user_error.h"
 #include "temporary_folder.h"
 
+#include <sys/stat.h>
+
 #include <csignal>
 #include <optional>
 
@@ -85,6 +87,24 @@ TEST(RunFolder, RemovesTemporaryFilesOfItsOwnAndNothingElse) {
   EXPECT_TRUE(std::filesystem::is_symlink(folder / "config.toml.tmp-9"));
 }
 
+TEST(RunFolder, NoticesThatItIsAnotherFolder) {
+  const TemporaryFolder folder;
+  const RunFolder run(folder / "run");
+  EXPECT_NO_THROW(run.check_still_ours());
+  std::filesystem::rename(folder / "run", folder / "moved");
+  expect_user_error([&] { run.check_still_ours(); }, "run: is no longer the folder that this run was started in");
+  std::filesystem::create_directory(folder / "run");
+  EXPECT_FALSE(run.is_still_ours());
+}
+
+TEST(RunFolder, ChecksWhatItCannotList) {
+  const TemporaryFolder folder;
+  write_bytes(folder / "file", "");
+  expect_user_error([&] { list_checkpoints(folder / "file"); }, "file: cannot be searched for checkpoints");
+  ASSERT_EQ(mkfifo((folder / "checkpoint-00000005.safetensors").c_str(), 0600), 0);  // opening it would never end
+  EXPECT_TRUE(list_checkpoints(folder / "").empty());
+}
+
 TEST(RunFolder, IsLockedWhileItLives) {
   const TemporaryFolder folder;
   std::optional<RunFolder> run(folder / "run");
@@ -102,7 +122,7 @@ TEST(StopSignal, RemembersTheFirstAndLetsTheSecondThrough) {
     std::raise(SIGTERM);
     EXPECT_TRUE(stop.received());
     struct sigaction now = {};
-    for (const int signal : {SIGTERM, SIGINT}) {
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
       sigaction(signal, nullptr, &now);
       EXPECT_EQ(now.sa_handler, before.sa_handler);
     }
