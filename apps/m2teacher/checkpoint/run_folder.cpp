@@ -91,8 +91,9 @@ bool RunFolder::is_still_ours() const {
 
 void RunFolder::check_still_ours() const {
   if (!is_still_ours()) {
-    throw UserError(path_.string() + ": is no longer the folder that this run was started in: it was removed, moved or "
-                                     "made anew");
+    throw UserError(path_.string() +
+                    ": is no longer the folder that this run was started in: it was removed, moved or "
+                    "made anew");
   }
 }
 
@@ -110,8 +111,8 @@ void RunFolder::keep_last(int64_t keep, int64_t step) const {
       std::error_code error;
       std::filesystem::remove(file.path, error);
       if (error) {
-        std::cerr << "m2teacher: warning: " << printable(file.path.string()) << ": cannot be removed: " << error.message()
-                  << '\n';
+        std::cerr << "m2teacher: warning: " << printable(file.path.string())
+                  << ": cannot be removed: " << error.message() << '\n';
       }
     }
   }

@@ -64,8 +64,8 @@ struct Entry {
   uint64_t end;
 };
 
-/// Looks at a header before memory is taken for what it holds. nlohmann's own filter of events takes time that grows with
-/// the square of a list's length.
+/// Looks at a header before memory is taken for what it holds. nlohmann's own filter of events takes time that grows
+/// with the square of a list's length.
 struct HeaderCheck : nlohmann::json_sax<json> {
   std::string complaint;  ///< empty: none
 

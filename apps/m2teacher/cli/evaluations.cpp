@@ -54,8 +54,9 @@ void add_linear(CLI::App& program) {
   add_source(*command, arguments->source);
   add_network(*command, arguments->side);
   Flags flags(*command);
-  flags.numbers("--labels-per-class", arguments->labels_per_class, {0}, 1, 32,
-                "Labels that each probe sees; 0: all. A default that a class has too few images for is left out (ours)");
+  flags.numbers(
+      "--labels-per-class", arguments->labels_per_class, {0}, 1, 32,
+      "Labels that each probe sees; 0: all. A default that a class has too few images for is left out (ours)");
   const CLI::Option* labels = flags.last();
   add_seed_flag(flags, arguments->seed);
   command->callback([arguments, labels] {

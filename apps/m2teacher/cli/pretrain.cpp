@@ -71,8 +71,7 @@ PretrainCommand command_of(const PretrainArguments& arguments, const std::option
   }
   PretrainCommand command;
   command.folder = arguments.out.empty() ? arguments.resume : arguments.out;
-  command.resume = !arguments.resume.empty() ||
-                   (arguments.or_resume && reads_folder && holds_run(command.folder));
+  command.resume = !arguments.resume.empty() || (arguments.or_resume && reads_folder && holds_run(command.folder));
   command.overwrite = arguments.overwrite;
   if (command.resume && reads_folder) {
     command.settings = resumed_settings(arguments, command.folder, threads);

@@ -58,7 +58,8 @@ void run_neighbours(const NeighboursCommand& command) {
   const std::shared_ptr<const ImageSource>& tried = own ? train : evaluation.dataset.test;
   const int64_t most = labelled_images(*tried).size(0);
   if (command.queries > most) {
-    throw UserError("--queries: " + std::to_string(command.queries) + " is more than the " + std::to_string(most) + (own ? " training" : " test") + " images");
+    throw UserError("--queries: " + std::to_string(command.queries) + " is more than the " + std::to_string(most) +
+                    (own ? " training" : " test") + " images");
   }
   const int64_t found_of_each = command.neighbours + (own ? 1 : 0);
   if (found_of_each > train->size()) {

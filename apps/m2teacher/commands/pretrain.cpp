@@ -108,7 +108,8 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
   pretrainer.load_state(saved.state);
   MetricsState rows = checkpoint->metrics;
   if (!std::filesystem::exists(folder.metrics())) {
-    std::cerr << folder.metrics().string() << ": is lost: a new one goes on after step " << pretrainer.steps_done() << '\n';
+    std::cerr << folder.metrics().string() << ": is lost: a new one goes on after step " << pretrainer.steps_done()
+              << '\n';
     MetricsFile{folder.metrics()};
     rows.rows = 0;
   }

@@ -100,10 +100,9 @@ void note_unlabelled(const fs::path& root, const LabelledFiles& found, bool labe
   const bool any_folder = found.unlabelled < static_cast<int64_t>(found.files.size());
   if (found.unlabelled > 0 && (labels || any_folder)) {
     notes.push_back(root.string() + ": " + std::to_string(found.unlabelled) + " of " +
-                    std::to_string(found.files.size()) + " images in no class's folder, the first: " +
-                    found.first_unlabelled +
-                    (labels ? "; without a label they count in training alone"
-                            : "; so no image has a label"));
+                    std::to_string(found.files.size()) +
+                    " images in no class's folder, the first: " + found.first_unlabelled +
+                    (labels ? "; without a label they count in training alone" : "; so no image has a label"));
   }
 }
 

@@ -10,9 +10,9 @@ namespace m2teacher {
 
 /// The image files below a folder.
 struct ImageListing {
-  std::vector<std::filesystem::path> files;     ///< relative to the folder, in order of their names
+  std::vector<std::filesystem::path> files;      ///< relative to the folder, in order of their names
   std::map<std::string, int64_t> other_endings;  ///< how many files have names that end so, and are no images
-  std::vector<std::filesystem::path> repeats;   ///< links to folders that are searched under another name
+  std::vector<std::filesystem::path> repeats;    ///< links to folders that are searched under another name
 };
 
 /// Finds the files below a folder that are named as JPEG and PNG files are. What is hidden is left out. Links are

@@ -31,7 +31,7 @@ class Prefetcher {
  public:
   struct Options {
     int threads = 1;
-    int64_t batches_ahead = 1;                     ///< that may be begun before the one is taken that is next
+    int64_t batches_ahead = 1;  ///< that may be begun before the one is taken that is next
     /// Without an item coming in, before `next` gives up; time in which the process was stopped does not count.
     std::chrono::duration<double> timeout{300.0};
   };
@@ -54,8 +54,9 @@ class Prefetcher {
       }
     } catch (const std::system_error& error) {
       stop();
-      throw std::runtime_error("only " + std::to_string(threads_.size()) + " of " + std::to_string(options.threads) +
-                               " threads that read images can be started (--loader-threads): " + error.code().message());
+      throw std::runtime_error(
+          "only " + std::to_string(threads_.size()) + " of " + std::to_string(options.threads) +
+          " threads that read images can be started (--loader-threads): " + error.code().message());
     }
   }
 

@@ -28,7 +28,8 @@ at::Tensor draw_images(const ImageSource& source, const at::Tensor& among, int64
       at::make_generator<at::CPUGeneratorImpl>(derived_seed(seed, Purpose::Evaluation, static_cast<int64_t>(spread)));
   const at::Tensor shuffled = among.index_select(0, at::randperm(among.size(0), generator, at::kLong));
   std::map<int64_t, std::vector<int64_t>> members;  // of each class, in random order
-  const at::Tensor labels = source.labels().defined() ? source.labels().index_select(0, shuffled) : at::zeros_like(among);
+  const at::Tensor labels =
+      source.labels().defined() ? source.labels().index_select(0, shuffled) : at::zeros_like(among);
   for (int64_t i = 0; i < shuffled.size(0); ++i) {
     members[labels.const_data_ptr<int64_t>()[i]].push_back(shuffled.const_data_ptr<int64_t>()[i]);
   }

@@ -7,7 +7,7 @@ namespace m2teacher {
 /// How drawn images are divided among the classes.
 enum class Spread {
   Proportional,  ///< as all images are, so that a figure of the drawn ones is an estimate of that of all
-  Balanced,      ///< as many of each class as of any other, as far as it has them; the first classes where few are drawn
+  Balanced,  ///< as many of each class as of any other, as far as it has them; the first classes where few are drawn
 };
 
 /// All images of a source: (size()), int64.

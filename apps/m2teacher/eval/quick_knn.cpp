@@ -21,8 +21,8 @@ std::optional<double> quick_knn(const Pretrainer& pretrainer, const Dataset& dat
   }
   Branch teacher = pretrainer.teacher().model();
   const auto part = [&](const std::shared_ptr<const ImageSource>& images, int64_t count) {
-    const at::Tensor drawn = draw_images(*images, labelled_images(*images), count, Spread::Proportional,
-                                         pretrainer.options().seed);
+    const at::Tensor drawn =
+        draw_images(*images, labelled_images(*images), count, Spread::Proportional, pretrainer.options().seed);
     return encode(teacher->encoder(), images, drawn, dataset.pixels, loader);
   };
   const LabelledFeatures bank = part(dataset.train, kBank);

@@ -59,8 +59,9 @@ MetricsFile::MetricsFile(const std::filesystem::path& path, const MetricsState& 
   std::ifstream stream(path, std::ios::binary);
   std::string line;
   if (!std::getline(stream, line) || line != kHead) {
-    throw UserError(path_ + ": not the metrics of a run of m2teacher, or lost: the run goes on with a new one if this is "
-                              "removed");
+    throw UserError(path_ +
+                    ": not the metrics of a run of m2teacher, or lost: the run goes on with a new one if this is "
+                    "removed");
   }
   auto kept = static_cast<off_t>(line.size() + 1);
   for (int64_t row = 0; row < state.rows; ++row) {

@@ -29,9 +29,9 @@ std::istringstream bounded(std::istream& input) {
   for (std::string line; std::getline(lines, line);) {
     const std::string name = line.substr(0, line.find('='));
     if (std::count(name.begin(), name.end(), '.') > kMostPoints) {
-      throw CLI::ConfigError("a name of more than " + std::to_string(kMostPoints) + " sections: " + name.substr(0, 40) +
-                                 "...",
-                             CLI::ExitCodes::ConfigError);
+      throw CLI::ConfigError(
+          "a name of more than " + std::to_string(kMostPoints) + " sections: " + name.substr(0, 40) + "...",
+          CLI::ExitCodes::ConfigError);
     }
   }
   return std::istringstream(text);

@@ -96,7 +96,8 @@ TEST_F(ImageFolder, ASingleFolderBesideImagesIsNoClassWhichIsSaid) {
   const Dataset dataset = load();
   EXPECT_FALSE(dataset.train->labels().defined());
   ASSERT_EQ(dataset.notes.size(), 1);
-  EXPECT_PRED2(contains, dataset.notes[0], "1 of 2 images in no class's folder, the first: a.png; so no image has a label");
+  EXPECT_PRED2(contains, dataset.notes[0],
+               "1 of 2 images in no class's folder, the first: a.png; so no image has a label");
   // Images that all lie in none need no word.
   std::filesystem::remove_all(root_ / "some");
   EXPECT_TRUE(load().notes.empty());
@@ -118,7 +119,8 @@ TEST_F(ImageFolder, EachFolderIsSearchedOnceByItsOwnName) {
   const Dataset dataset = load_dataset(chosen);
   EXPECT_EQ(dataset.class_names, (std::vector<std::string>{"a", "b", "c"}));
   EXPECT_EQ(numbers(dataset.train->labels()), (std::vector<int64_t>{0, 1, 2}));
-  EXPECT_TRUE(any_contains(dataset.notes, "4 links not followed to folders that are searched anyway or lie above, the first: a/b"));
+  EXPECT_TRUE(any_contains(dataset.notes,
+                           "4 links not followed to folders that are searched anyway or lie above, the first: a/b"));
 }
 
 TEST_F(ImageFolder, FilesOfOtherEndingsAreCountedInOneLine) {
@@ -127,8 +129,9 @@ TEST_F(ImageFolder, FilesOfOtherEndingsAreCountedInOneLine) {
     write(name, "");
   }
   const Dataset dataset = load();
-  EXPECT_TRUE(any_contains(dataset.notes, "6 files passed over, as images are files whose names end in .jpg, .jpeg or "
-                                          ".png (found: 2 of .webp, 1 of none, 1 of .gif, ...)"));
+  EXPECT_TRUE(any_contains(dataset.notes,
+                           "6 files passed over, as images are files whose names end in .jpg, .jpeg or "
+                           ".png (found: 2 of .webp, 1 of none, 1 of .gif, ...)"));
   EXPECT_EQ(dataset.notes.size(), 1);
 }
 
@@ -341,9 +344,10 @@ TEST_F(ImageFolder, WhatIsNoFileOrTooLargeIsUnreadableAndNamed) {
   const auto source = train();
   ASSERT_EQ(source->size(), 4);
   at::Tensor into = at::empty({32, 32, 3}, at::kByte);
-  const std::map<int64_t, std::string> reasons = {{1, "pipe.png: unreadable image: is no regular file"},
-                                                  {2, "sparse.png: unreadable image: has 21474836480 bytes"},
-                                                  {3, "to_nothing.png: unreadable image: cannot be opened: No such file"}};
+  const std::map<int64_t, std::string> reasons = {
+      {1, "pipe.png: unreadable image: is no regular file"},
+      {2, "sparse.png: unreadable image: has 21474836480 bytes"},
+      {3, "to_nothing.png: unreadable image: cannot be opened: No such file"}};
   EXPECT_TRUE(source->read_centre(0, into.data_ptr<uint8_t>()));
   for (const auto& [index, reason] : reasons) {
     testing::internal::CaptureStderr();

@@ -65,9 +65,14 @@ TEST(RunFolder, RemovesTemporaryFilesOfItsOwnAndNothingElse) {
   const TemporaryFolder folder;
   const std::vector<std::string> ours = {"config.toml.tmp-71", "checkpoint-00000005.safetensors.tmp-1",
                                          "writable.tmp-4194304"};
-  const std::vector<std::string> others = {"notes.tmp-2025.txt",  "notes.tmp-2025",     "config.toml.tmp-",
-                                           "config.toml.tmp-7a",  "a.config.toml.tmp-7", "checkpoint-x.safetensors.tmp-1",
-                                           ".tmp-3",              "config.toml.tmp-7.tmp-8"};
+  const std::vector<std::string> others = {"notes.tmp-2025.txt",
+                                           "notes.tmp-2025",
+                                           "config.toml.tmp-",
+                                           "config.toml.tmp-7a",
+                                           "a.config.toml.tmp-7",
+                                           "checkpoint-x.safetensors.tmp-1",
+                                           ".tmp-3",
+                                           "config.toml.tmp-7.tmp-8"};
   for (const auto& names : {ours, others}) {
     for (const std::string& name : names) {
       write_bytes(folder / name, "mine");

@@ -134,7 +134,10 @@ def test_an_image_beside_the_classes(m2teacher: Run, labelled: Path, tmp_path: P
     assert result.returncode == 0, result.stderr
     warnings = [line for line in result.stderr.splitlines() if "warning" in line]
     assert len(warnings) == 2
-    assert "1 file passed over, as images are files whose names end in .jpg, .jpeg or .png (found: 1 of .txt)" in warnings[0]
+    assert (
+        "1 file passed over, as images are files whose names end in .jpg, .jpeg or .png (found: 1 of .txt)"
+        in warnings[0]
+    )
     assert "1 of 61 images in no class's folder, the first: cover.png" in warnings[1]
     rows = metrics(run)
     assert all(row[rows[0].index("teacher_knn")] for row in rows[1:])

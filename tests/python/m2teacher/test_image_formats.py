@@ -47,7 +47,9 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(values: np.ndarray, bits: int, colour: int, between: bytes = b"", after: bytes = b"", interlace: int = 0) -> bytes:
+def png(
+    values: np.ndarray, bits: int, colour: int, between: bytes = b"", after: bytes = b"", interlace: int = 0
+) -> bytes:
     """A PNG of (H, W, C) values of 8 or 16 bits, with chunks between its header and its pixels, and after these.
 
     colour is the format's number for it: 0 grey, 2 RGB.

@@ -18,7 +18,9 @@ def shell(binary: Path, *arguments: object, redirection: str = "") -> subprocess
 
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&- 2>&-", "2>&-"])
-def test_closed_ones_are_no_place_for_files(binary: Path, data: Path, trained: Path, tmp_path: Path, closed: str) -> None:
+def test_closed_ones_are_no_place_for_files(
+    binary: Path, data: Path, trained: Path, tmp_path: Path, closed: str
+) -> None:
     run = tmp_path / "run"
     assert shell(binary, *pretrain_arguments(data, run), redirection=closed).returncode == 0
     assert metrics(run) == metrics(trained)
