@@ -112,11 +112,7 @@ constexpr int64_t kMostAtOnce = kMostPerLane * kSpread * at::vec::Vectorized<Acc
 
 /// So many runs are read together: memory is read faster in several places at once, each in order, and the processor
 /// has registers for the sums of so many.
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kTogether = 8;
-#else
-constexpr int kTogether = 4;
-#endif
+constexpr int kTogether = kHas32Registers ? 8 : 4;
 /// How far in advance, in bytes, each of them is asked for: about 8 KB in all.
 constexpr int64_t kAheadTogether = int64_t{8} * 1024 / kTogether;
 

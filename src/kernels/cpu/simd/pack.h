@@ -30,6 +30,13 @@ inline constexpr float kStoredAsZero<c10::Half> = 0x1p-25F;
 /// A register's worth of bits, with integer arithmetic on its 32-bit lanes (a vector type of GCC and Clang).
 using Bits [[gnu::vector_size(sizeof(at::vec::Vectorized<float>))]] = uint32_t;
 
+/// Else the processor may have 16.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr bool kHas32Registers = true;
+#else
+constexpr bool kHas32Registers = false;
+#endif
+
 /// Writes past the caches, which keep what they hold; `to` must be aligned to sizeof(Bits). Other threads see the
 /// values after streaming_done().
 inline void stream_bits(void* to, const Bits& bits) {
