@@ -199,18 +199,18 @@ class RunSums {
 
     /// kInOne: into one register, else into neighbouring ones.
     template <bool kShifted, bool kInOne = false>
-    void take(int at, const P& values) {
+    MOMENTUM_BN_INLINE void take(int at, const P& values) {
       add<kInOne>(at, kShifted ? values - shift : values);
     }
     /// The first `count` values.
     template <bool kShifted>
-    void take_first(int at, const T* from, int64_t count) {
+    MOMENTUM_BN_INLINE void take_first(int at, const T* from, int64_t count) {
       const P values = P::load(from, count);
       add<false>(at, (kShifted ? values - shift : values).first(count));
     }
 
     template <bool kInOne>
-    void add(int at, const P& d) {
+    MOMENTUM_BN_INLINE void add(int at, const P& d) {
       for (int r = 0; r < P::kRegisters; ++r) {
         const int to = kInOne ? at : at + r;
         first[to] = first[to] + d.v[r];
