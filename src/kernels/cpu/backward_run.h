@@ -78,7 +78,7 @@ struct BackwardPacks {
   P x;
   P y;
 
-  static BackwardPacks load(const BackwardPointers<T>& p, int64_t i) {
+  MOMENTUM_BN_INLINE static BackwardPacks load(const BackwardPointers<T>& p, int64_t i) {
     BackwardPacks packs;
     packs.dy = P::load_any_order(p.dy + i);
     if constexpr (kInput) packs.x = P::load_any_order(p.x + i);
@@ -86,7 +86,7 @@ struct BackwardPacks {
     return packs;
   }
   /// The first `count` values; the rest is 0. In the order of memory.
-  static BackwardPacks load(const BackwardPointers<T>& p, int64_t i, int64_t count) {
+  MOMENTUM_BN_INLINE static BackwardPacks load(const BackwardPointers<T>& p, int64_t i, int64_t count) {
     BackwardPacks packs;
     packs.dy = P::load(p.dy + i, count);
     if constexpr (kInput) packs.x = P::load(p.x + i, count);
@@ -95,7 +95,7 @@ struct BackwardPacks {
   }
 
   /// dy, but 0 where the ReLU let nothing through.
-  P g(const PackCoefficients<T>& forward) const {
+  MOMENTUM_BN_INLINE P g(const PackCoefficients<T>& forward) const {
     if constexpr (kMask == Mask::kFromY) return masked(y, dy);
     if constexpr (kMask == Mask::kFromX) return masked(forward.apply(x), dy);
     return dy;
@@ -116,11 +116,7 @@ class BackwardRuns {
   static constexpr size_t kRuns = 4;
   using Offsets = std::array<int64_t, kRuns>;
 
-  BackwardRuns(const Channels<A>& channels, int64_t channel)
-      : scale_(P::all(
-            static_cast<A>(channels.weight_of(channel) * static_cast<double>(channels.statistics(channel).rstd)))),
-        center_(P::all(channels.statistics(channel).center)),
-        forward_(channels.coefficients(channel)) {}
+  BackwardRuns(const Channels<A>& channels, int64_t channel) : of_channel_(channels, channel) {}
 
   /// Takes a run of n values in.
   void add(BackwardPointers<T> pointers, int64_t n) {
@@ -154,6 +150,18 @@ class BackwardRuns {
   /// How far in advance, in values, each run is asked for.
   static constexpr int64_t kAhead = int64_t{1024} / static_cast<int64_t>(sizeof(T));
 
+  struct OfChannel {
+    P scale;
+    P center;
+    PackCoefficients<T> forward;
+
+    OfChannel(const Channels<A>& channels, int64_t channel)
+        : scale(P::all(
+              static_cast<A>(channels.weight_of(channel) * static_cast<double>(channels.statistics(channel).rstd)))),
+          center(P::all(channels.statistics(channel).center)),
+          forward(channels.coefficients(channel)) {}
+  };
+
   struct Registers {
     V g[kRuns];
     V gx[kRuns];
@@ -164,7 +172,7 @@ class BackwardRuns {
     }
     /// kInOne: into one register, else into neighbouring ones.
     template <bool kInOne>
-    void take(size_t at, const P& of_g, const P& of_gx) {
+    MOMENTUM_BN_INLINE void take(size_t at, const P& of_g, const P& of_gx) {
       for (size_t r = 0; r < P::kRegisters; ++r) {
         const size_t to = kInOne ? at : at + r;
         g[to] = g[to] + of_g.v[r];
@@ -173,24 +181,32 @@ class BackwardRuns {
     }
   };
 
-  void add_one(const BackwardPointers<T>& p, int64_t n) {
+  void add_one(const BackwardPointers<T>& pointers, int64_t n) {
     constexpr size_t kPacks = kRuns / P::kRegisters;
     constexpr int64_t kStep = static_cast<int64_t>(kPacks) * P::kSize;
     Registers registers;
+    // In registers: what is written may be anything.
+    const BackwardPointers<T> p = pointers;
+    const OfChannel of_channel = of_channel_;
     int64_t i = 0;
+    const auto one_pack = [&](size_t at, int64_t of_pack) {
+      write(take<false>(registers, at, Packs::load(p, of_pack), of_channel), p, of_pack, of_channel);
+    };
     for (; i + kStep <= n; i += kStep) {
       for (size_t pack = 0; pack < kPacks; ++pack) {
-        one_pack(registers, pack * P::kRegisters, p, i + static_cast<int64_t>(pack) * P::kSize);
+        one_pack(pack * P::kRegisters, i + static_cast<int64_t>(pack) * P::kSize);
       }
     }
-    for (; i + P::kSize <= n; i += P::kSize) one_pack(registers, 0, p, i);
+    for (; i + P::kSize <= n; i += P::kSize) one_pack(0, i);
     if (i < n) last_values(registers, p, i, n - i);
     flush(registers);
   }
 
   /// Values [i, end) of each run, in whole packs.
-  void add_some_together(const BackwardPointers<T>& p, const Offsets& offsets, int64_t i, int64_t end) {
+  void add_some_together(const BackwardPointers<T>& pointers, const Offsets& offsets, int64_t i, int64_t end) {
     Registers registers;
+    const BackwardPointers<T> p = pointers;
+    const OfChannel of_channel = of_channel_;
     for (; i < end; i += P::kSize) {
       // All reads before the writes: runs may lie a multiple of 4 KB apart, and a read waits for a write to an address
       // with the same last 12 bits.
@@ -201,42 +217,39 @@ class BackwardRuns {
         prefetch(p.dy + at + kAhead);
         if constexpr (kInput) prefetch(p.x + at + kAhead);
         if constexpr (kMask == Mask::kFromY) prefetch(p.y + at + kAhead);
-        g[r] = take<true>(registers, r, Packs::load(p, at));
+        g[r] = take<true>(registers, r, Packs::load(p, at), of_channel);
       }
 #pragma GCC unroll 4
-      for (size_t r = 0; r < kRuns; ++r) write_pack(g[r], p, offsets[r] + i);
+      for (size_t r = 0; r < kRuns; ++r) write(g[r], p, offsets[r] + i, of_channel);
     }
     flush(registers);
   }
 
-  void one_pack(Registers& registers, size_t at, const BackwardPointers<T>& p, int64_t i) const {
-    write_pack(take<false>(registers, at, Packs::load(p, i)), p, i);
-  }
-
   /// Takes a pack in and returns its g.
   template <bool kInOne>
-  P take(Registers& registers, size_t at, const Packs& packs) const {
-    const P g = packs.g(forward_);
+  MOMENTUM_BN_INLINE static P take(Registers& registers, size_t at, const Packs& packs, const OfChannel& of_channel) {
+    const P g = packs.g(of_channel.forward);
     P gx;
-    if constexpr (kInput) gx = g * (packs.x - center_);
+    if constexpr (kInput) gx = g * (packs.x - of_channel.center);
     registers.template take<kInOne>(at, g, gx);
     return g;
   }
 
-  void write_pack(const P& g, const BackwardPointers<T>& p, int64_t i) const {
+  MOMENTUM_BN_INLINE static void write(const P& g, const BackwardPointers<T>& p, int64_t i,
+                                       const OfChannel& of_channel) {
     if (p.dresidual) g.template store_any_order<kStream>(p.dresidual + i);
-    if (p.dx) (g * scale_).template store_any_order<kStream>(p.dx + i);
+    if (p.dx) (g * of_channel.scale).template store_any_order<kStream>(p.dx + i);
   }
 
   /// The `count` values from i on, fewer than a pack.
   void last_values(Registers& registers, const BackwardPointers<T>& p, int64_t i, int64_t count) const {
     const auto packs = Packs::load(p, i, count);
-    const P g = packs.g(forward_);
+    const P g = packs.g(of_channel_.forward);
     P gx;
     // Beyond the end a value reads as 0, but 0 * (0 - center) is no 0 where the center is infinite.
-    if constexpr (kInput) gx = (g * (packs.x - center_)).first(count);
+    if constexpr (kInput) gx = (g * (packs.x - of_channel_.center)).first(count);
     if (p.dresidual) g.store(p.dresidual + i, count);
-    if (p.dx) (g * scale_).store(p.dx + i, count);
+    if (p.dx) (g * of_channel_.scale).store(p.dx + i, count);
     registers.template take<false>(0, g, gx);
   }
 
@@ -245,9 +258,7 @@ class BackwardRuns {
     if constexpr (kInput) gx_.add(sum_of(registers.gx));
   }
 
-  P scale_;
-  P center_;
-  PackCoefficients<T> forward_;
+  OfChannel of_channel_;
   DoubleLanes<A> g_;
   DoubleLanes<A> gx_;
 };
@@ -311,7 +322,7 @@ class PackInputGradient {
                                                       channels.weight_of(channel), sums)) {}
 
   template <Mask kMask>
-  P apply(const BackwardPacks<T, kMask, true>& packs) const {
+  MOMENTUM_BN_INLINE P apply(const BackwardPacks<T, kMask, true>& packs) const {
     return input_gradient(packs.g(forward_), packs.x - center_, minus_slope_, offset_, scale_);
   }
 
@@ -332,11 +343,13 @@ class PackInputGradient {
 
 /// dx of a run of n values.
 template <typename T, Mask kMask, bool kStream>
-inline void input_gradient_run(const BackwardPointers<T>& p, int64_t n, const PackInputGradient<T>& of_channel) {
+inline void input_gradient_run(const BackwardPointers<T>& pointers, int64_t n, const PackInputGradient<T>& of_channel) {
   using P = Pack<T>;
   using Packs = BackwardPacks<T, kMask, true>;
   constexpr int64_t kUnroll = 4;
-  const PackInputGradient<T> coefficients = of_channel;  // in registers: dx may be anything
+  // In registers: dx may be anything.
+  const BackwardPointers<T> p = pointers;
+  const PackInputGradient<T> coefficients = of_channel;
   int64_t i = 0;
   for (; i + kUnroll * P::kSize <= n; i += kUnroll * P::kSize) {
     P dx[kUnroll];

@@ -112,11 +112,7 @@ constexpr int64_t kMostAtOnce = kMostPerLane * kSpread * at::vec::Vectorized<Acc
 
 /// So many runs are read together: memory is read faster in several places at once, each in order, and the processor
 /// has registers for the sums of so many.
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kTogether = 8;
-#else
-constexpr int kTogether = 4;
-#endif
+constexpr int kTogether = kHas32Registers ? 8 : 4;
 /// How far in advance, in bytes, each of them is asked for: about 8 KB in all.
 constexpr int64_t kAheadTogether = int64_t{8} * 1024 / kTogether;
 
@@ -203,18 +199,18 @@ class RunSums {
 
     /// kInOne: into one register, else into neighbouring ones.
     template <bool kShifted, bool kInOne = false>
-    void take(int at, const P& values) {
+    MOMENTUM_BN_INLINE void take(int at, const P& values) {
       add<kInOne>(at, kShifted ? values - shift : values);
     }
     /// The first `count` values.
     template <bool kShifted>
-    void take_first(int at, const T* from, int64_t count) {
+    MOMENTUM_BN_INLINE void take_first(int at, const T* from, int64_t count) {
       const P values = P::load(from, count);
       add<false>(at, (kShifted ? values - shift : values).first(count));
     }
 
     template <bool kInOne>
-    void add(int at, const P& d) {
+    MOMENTUM_BN_INLINE void add(int at, const P& d) {
       for (int r = 0; r < P::kRegisters; ++r) {
         const int to = kInOne ? at : at + r;
         first[to] = first[to] + d.v[r];

@@ -25,7 +25,7 @@ struct PackCoefficients {
   PackCoefficients(const Pack<T>& center, const Pack<T>& scale, const Pack<T>& shift)
       : center(center), scale(scale), shift(shift) {}
 
-  Pack<T> apply(const Pack<T>& x) const { return normalized(x, center, scale, shift); }
+  MOMENTUM_BN_INLINE Pack<T> apply(const Pack<T>& x) const { return normalized(x, center, scale, shift); }
 };
 
 /// Where a run is read and written.
@@ -37,7 +37,8 @@ struct ForwardRun {
 };
 
 template <typename T, bool kResidual, bool kRelu>
-inline Pack<T> normalized_pack(const PackCoefficients<T>& coefficients, const Pack<T>& x, const Pack<T>& residual) {
+MOMENTUM_BN_INLINE Pack<T> normalized_pack(const PackCoefficients<T>& coefficients, const Pack<T>& x,
+                                           const Pack<T>& residual) {
   Pack<T> result = coefficients.apply(x);
   if constexpr (kResidual) result = result + residual;
   if constexpr (kRelu) result = relu(result);

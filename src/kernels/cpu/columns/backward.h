@@ -12,7 +12,8 @@ namespace momentum_bn::kernels::CPU_CAPABILITY {
 
 /// A part of a row's packs: all that one pass reads, the last of them shorter.
 template <typename T, Mask kMask, bool kInput>
-BackwardPacks<T, kMask, kInput> load_any_order(const BackwardPointers<T>& p, int64_t at, int64_t count) {
+MOMENTUM_BN_INLINE BackwardPacks<T, kMask, kInput> load_any_order(const BackwardPointers<T>& p, int64_t at,
+                                                                  int64_t count) {
   using P = Pack<T>;
   BackwardPacks<T, kMask, kInput> packs;
   packs.dy = P::load_any_order(p.dy + at, count);
@@ -33,7 +34,7 @@ class MaskPerColumn {
     }
   }
 
-  PackCoefficients<T> at(int64_t column) const {
+  MOMENTUM_BN_INLINE PackCoefficients<T> at(int64_t column) const {
     if constexpr (kMask == Mask::kFromX) return forward_->at(column);
     return {};
   }

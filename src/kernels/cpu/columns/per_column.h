@@ -86,7 +86,7 @@ class PerColumn {
   void set(const A* of_channels, int64_t channels, int64_t inner) {
     spread<T>(of_channels, channels, inner, values_.get());
   }
-  Pack<T> at(int64_t column) const { return Pack<T>::load_wide(values_.get() + column); }
+  MOMENTUM_BN_INLINE Pack<T> at(int64_t column) const { return Pack<T>::load_wide(values_.get() + column); }
 
  private:
   Scratch<A> values_;
@@ -113,7 +113,9 @@ class ForwardPerColumn {
     shift_.set(shift.get(), count, inner);
   }
 
-  PackCoefficients<T> at(int64_t column) const { return {center_.at(column), scale_.at(column), shift_.at(column)}; }
+  MOMENTUM_BN_INLINE PackCoefficients<T> at(int64_t column) const {
+    return {center_.at(column), scale_.at(column), shift_.at(column)};
+  }
 
  private:
   PerColumn<T> center_;

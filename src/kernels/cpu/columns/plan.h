@@ -48,12 +48,13 @@ struct Tile {
 };
 
 struct ColumnPlan {
-  /// @param arrays  of values that are read twice
+  /// @param arrays  of values that are read twice: 1 or 2
   ColumnPlan(const Shape& s, int64_t element_size, int64_t arrays = 1)
       : shape(s), rows(s.outer), columns(s.channels * s.inner), channels_per_block(s.channels) {
     // Blocks begin and end with full vectors.
-    const int64_t step = kAlignedColumns / std::gcd(kAlignedColumns, s.inner);
-    const int64_t channels = std::min(divide_up(divide_up(kBlockColumns, s.inner), step) * step, s.channels);
+    const int64_t aligned = kAlignedColumns / arrays;
+    const int64_t step = aligned / std::gcd(aligned, s.inner);
+    const int64_t channels = std::min(divide_up(divide_up(kBlockColumns / arrays, s.inner), step) * step, s.channels);
     const bool fits = rows * channels * s.inner * element_size * arrays <= kBlockBytes;
     if (fits && s.channels >= 4 * channels) {
       channels_per_block = channels;

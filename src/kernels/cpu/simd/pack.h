@@ -15,6 +15,10 @@
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
+/// For what loops over values call: they are fast only where it is part of them, and compilers inline less the larger
+/// a source is.
+#define MOMENTUM_BN_INLINE [[gnu::always_inline]] inline
+
 /// The type in which values of type T are computed.
 template <typename T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -30,9 +34,16 @@ inline constexpr float kStoredAsZero<c10::Half> = 0x1p-25F;
 /// A register's worth of bits, with integer arithmetic on its 32-bit lanes (a vector type of GCC and Clang).
 using Bits [[gnu::vector_size(sizeof(at::vec::Vectorized<float>))]] = uint32_t;
 
+/// Else the processor may have 16.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr bool kHas32Registers = true;
+#else
+constexpr bool kHas32Registers = false;
+#endif
+
 /// Writes past the caches, which keep what they hold; `to` must be aligned to sizeof(Bits). Other threads see the
 /// values after streaming_done().
-inline void stream_bits(void* to, const Bits& bits) {
+MOMENTUM_BN_INLINE void stream_bits(void* to, const Bits& bits) {
 #if defined(CPU_CAPABILITY_AVX512)
   _mm512_stream_si512(static_cast<__m512i*>(to), std::bit_cast<__m512i>(bits));
 #elif defined(CPU_CAPABILITY_AVX2)
@@ -55,7 +66,7 @@ inline void streaming_done() {
 inline bool can_stream_to(const void* to) { return reinterpret_cast<uintptr_t>(to) % sizeof(Bits) == 0; }
 
 /// Asks for the cache line of `address`, any address, to be brought into the second-level cache, for what is read soon.
-inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+MOMENTUM_BN_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 /// As many values as a register of T holds, in Accumulate<T>: one register, or two for the 16-bit types.
 template <typename T>
@@ -67,17 +78,19 @@ struct Pack {
 
   V v[kRegisters];
 
-  static Pack all(A value) {
+  MOMENTUM_BN_INLINE static Pack all(A value) {
     Pack p;
     for (auto& r : p.v) r = V(value);
     return p;
   }
 
-  static Pack load(const T* from) { return widen(at::vec::Vectorized<T>::loadu(from)); }
+  MOMENTUM_BN_INLINE static Pack load(const T* from) { return widen(at::vec::Vectorized<T>::loadu(from)); }
   /// The first `count` values; the rest is 0.
-  static Pack load(const T* from, int64_t count) { return widen(at::vec::Vectorized<T>::loadu(from, count)); }
+  MOMENTUM_BN_INLINE static Pack load(const T* from, int64_t count) {
+    return widen(at::vec::Vectorized<T>::loadu(from, count));
+  }
   /// The same values as load, in an order of their own that is the same for all packs: cheaper, where that will do.
-  static Pack load_any_order(const T* from) {
+  MOMENTUM_BN_INLINE static Pack load_any_order(const T* from) {
     if constexpr (kReorders) {
       Bits bits;
       std::memcpy(&bits, from, sizeof(bits));
@@ -86,7 +99,7 @@ struct Pack {
       return load(from);
     }
   }
-  static Pack load_any_order(const T* from, int64_t count) {
+  MOMENTUM_BN_INLINE static Pack load_any_order(const T* from, int64_t count) {
     if constexpr (kReorders) {
       Bits bits = {};
       std::memcpy(&bits, from, static_cast<size_t>(count) * sizeof(T));
@@ -99,27 +112,27 @@ struct Pack {
   static constexpr int64_t place(int64_t i) { return kReorders ? i / 2 + i % 2 * V::size() : i; }
 
   /// Values that are stored in the accumulate type already.
-  static Pack load_wide(const A* from) {
+  MOMENTUM_BN_INLINE static Pack load_wide(const A* from) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = V::loadu(from + i * V::size());
     return p;
   }
 
   template <bool kStream = false>
-  void store(T* to) const {
+  MOMENTUM_BN_INLINE void store(T* to) const {
     if constexpr (kStream) {
       stream_bits(to, std::bit_cast<Bits>(narrow()));
     } else {
       narrow().store(to);
     }
   }
-  void store(T* to, int64_t count) const { narrow().store(to, static_cast<int>(count)); }
-  void store_wide(A* to) const {
+  MOMENTUM_BN_INLINE void store(T* to, int64_t count) const { narrow().store(to, static_cast<int>(count)); }
+  MOMENTUM_BN_INLINE void store_wide(A* to) const {
     for (int i = 0; i < kRegisters; ++i) v[i].store(to + i * V::size());
   }
   /// What load_any_order read goes back to its places.
   template <bool kStream>
-  void store_any_order(T* to) const {
+  MOMENTUM_BN_INLINE void store_any_order(T* to) const {
     const Bits bits = narrow_any_order();
     if constexpr (kStream) {
       stream_bits(to, bits);
@@ -128,13 +141,13 @@ struct Pack {
     }
   }
 
-  void store_any_order(T* to, int64_t count) const {
+  MOMENTUM_BN_INLINE void store_any_order(T* to, int64_t count) const {
     const Bits bits = narrow_any_order();
     std::memcpy(to, &bits, static_cast<size_t>(count) * sizeof(T));
   }
 
   /// 0 in place of all values from `count` on.
-  Pack first(int64_t count) const {
+  MOMENTUM_BN_INLINE Pack first(int64_t count) const {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) {
       p.v[i] = V::set(V(0), v[i], std::clamp<int64_t>(count - i * V::size(), 0, V::size()));
@@ -142,30 +155,30 @@ struct Pack {
     return p;
   }
 
-  friend Pack operator+(const Pack& a, const Pack& b) {
+  MOMENTUM_BN_INLINE friend Pack operator+(const Pack& a, const Pack& b) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = a.v[i] + b.v[i];
     return p;
   }
-  friend Pack operator-(const Pack& a, const Pack& b) {
+  MOMENTUM_BN_INLINE friend Pack operator-(const Pack& a, const Pack& b) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = a.v[i] - b.v[i];
     return p;
   }
-  friend Pack operator*(const Pack& a, const Pack& b) {
+  MOMENTUM_BN_INLINE friend Pack operator*(const Pack& a, const Pack& b) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = a.v[i] * b.v[i];
     return p;
   }
   /// a * b + c
-  friend Pack multiply_add(const Pack& a, const Pack& b, const Pack& c) {
+  MOMENTUM_BN_INLINE friend Pack multiply_add(const Pack& a, const Pack& b, const Pack& c) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = at::vec::fmadd(a.v[i], b.v[i], c.v[i]);
     return p;
   }
   /// (x - center) * scale + shift with the same bits for every instruction set: fused for float, in two steps for
   /// double.
-  friend Pack normalized(const Pack& x, const Pack& center, const Pack& scale, const Pack& shift) {
+  MOMENTUM_BN_INLINE friend Pack normalized(const Pack& x, const Pack& center, const Pack& scale, const Pack& shift) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) {
       const V d = x.v[i] - center.v[i];
@@ -178,18 +191,18 @@ struct Pack {
     return p;
   }
   /// (g - offset - d * slope) * scale, d being x - center
-  friend Pack input_gradient(const Pack& g, const Pack& d, const Pack& minus_slope, const Pack& offset,
-                             const Pack& scale) {
+  MOMENTUM_BN_INLINE friend Pack input_gradient(const Pack& g, const Pack& d, const Pack& minus_slope,
+                                                const Pack& offset, const Pack& scale) {
     return multiply_add(d, minus_slope, g - offset) * scale;
   }
   /// max(0, a), NaN where a is NaN.
-  friend Pack relu(const Pack& a) {
+  MOMENTUM_BN_INLINE friend Pack relu(const Pack& a) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = at::vec::clamp_min(a.v[i], V(0));
     return p;
   }
   /// 0 where y is stored as 0 or less, else g: also where y is NaN, as in torch's threshold_backward.
-  friend Pack masked(const Pack& y, const Pack& g) {
+  MOMENTUM_BN_INLINE friend Pack masked(const Pack& y, const Pack& g) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) p.v[i] = V::blendv(g.v[i], V(0), y.v[i] <= V(kStoredAsZero<T>));
     return p;
@@ -199,7 +212,7 @@ struct Pack {
   static constexpr bool kReorders = std::is_same_v<T, c10::BFloat16>;
   static constexpr uint32_t kUpperHalf = 0xffff0000;
 
-  static Pack split(const Bits& bits) {
+  MOMENTUM_BN_INLINE static Pack split(const Bits& bits) {
     Pack p;
     p.v[0] = std::bit_cast<V>(bits << 16);
     p.v[1] = std::bit_cast<V>(bits & kUpperHalf);
@@ -207,7 +220,7 @@ struct Pack {
   }
 
   /// Rounded once.
-  static V fused(const V& a, const V& b, const V& c) {
+  MOMENTUM_BN_INLINE static V fused(const V& a, const V& b, const V& c) {
 #if defined(CPU_CAPABILITY_DEFAULT) && defined(__x86_64__)
     // No such instruction. The product is exact in double.
     V result;
@@ -221,7 +234,7 @@ struct Pack {
 #endif
   }
 
-  static Pack widen(const at::vec::Vectorized<T>& values) {
+  MOMENTUM_BN_INLINE static Pack widen(const at::vec::Vectorized<T>& values) {
     Pack p;
     if constexpr (kRegisters == 1) {
       p.v[0] = values;
@@ -231,7 +244,7 @@ struct Pack {
     return p;
   }
 
-  at::vec::Vectorized<T> narrow() const {
+  MOMENTUM_BN_INLINE at::vec::Vectorized<T> narrow() const {
     if constexpr (kRegisters == 1) {
       return v[0];
     } else {
@@ -239,7 +252,7 @@ struct Pack {
     }
   }
 
-  Bits narrow_any_order() const {
+  MOMENTUM_BN_INLINE Bits narrow_any_order() const {
     if constexpr (kReorders) {
       return (rounded_to_upper_half(v[0]) >> 16) | (rounded_to_upper_half(v[1]) & kUpperHalf);
     } else {
@@ -249,7 +262,7 @@ struct Pack {
 
   /// To nearest, ties to even. A NaN stays one: those that arithmetic brings forth, and those of bfloat16 values, have
   /// no bits that a carry could start from.
-  static Bits rounded_to_upper_half(const V& value) {
+  MOMENTUM_BN_INLINE static Bits rounded_to_upper_half(const V& value) {
     const auto bits = std::bit_cast<Bits>(value);
     return bits + ((bits >> 16) & 1) + 0x7fff;
   }
