@@ -89,7 +89,8 @@ class StateArrays {
 
 /// Launches a forward pass of x into y, which is dense in x's suggested format and may be x.
 /// @param args  what is particular to it: the blend, the state, the results
-void run_forward(Launch& launch, const TrainInputs& inputs, const at::Tensor& y, const at::Tensor& saved, ForwardArgs args) {
+void run_forward(Launch& launch, const TrainInputs& inputs, const at::Tensor& y, const at::Tensor& saved,
+                 ForwardArgs args) {
   const auto format = inputs.x.suggest_memory_format();
   const auto x = aligned(inputs.x, format);
   const auto residual = aligned(inputs.residual, format);
@@ -249,7 +250,9 @@ ParameterGradients run_backward(const Backward& call, const at::Tensor& dx) {
   const at::Tensor& dy = call.dy;
   const bool relu = activation_of(call.activation) == Activation::ReLU;
   check_backward(call, relu);
-  const auto sums = [&](bool wanted) { return wanted ? empty_per_channel(dy, call.saved.scalar_type()) : at::Tensor(); };
+  const auto sums = [&](bool wanted) {
+    return wanted ? empty_per_channel(dy, call.saved.scalar_type()) : at::Tensor();
+  };
   auto dresidual = call.output_mask[3] ? empty_output(dy) : at::Tensor();
   auto dweight = sums(call.output_mask[1]);
   auto dbias = sums(call.output_mask[2]);
