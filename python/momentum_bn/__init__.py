@@ -22,6 +22,7 @@ load_library(_library_path)
 
 from . import functional, memory
 from .convert import convert_momentum_batchnorm, revert_momentum_batchnorm, set_total_iters
+from .fuse import fuse, fused_layers, unfuse
 from .modules import MomentumBatchNorm, MomentumBatchNorm1d, MomentumBatchNorm2d, MomentumBatchNorm3d
 from .state_dict import plain_state_dict
 from .teacher import MomentumTeacher
@@ -35,11 +36,14 @@ __all__ = [
     "cmake_prefix_path",
     "convert_momentum_batchnorm",
     "functional",
+    "fuse",
+    "fused_layers",
     "memory",
     "plain_state_dict",
     "revert_momentum_batchnorm",
     "set_total_iters",
     "show_config",
+    "unfuse",
 ]
 
 __version__: str = built_as()[0]
