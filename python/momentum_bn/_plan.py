@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ._effects import Kind, is_layer, is_plain_layer, is_quiet, is_untouched
+from ._effects import Kind, is_layer, is_plain_layer, is_quiet
+from ._stand_in import configured
 
 __all__ = ["Plan", "plan"]
 
@@ -172,35 +173,26 @@ class _Analysis:
     def _may_add(self, fusion: _Fusion, add: fx.Node, other: fx.Node) -> bool:
         """Whether the layer may read ``other`` in its own pass instead of leaving that to the addition."""
         layer = fusion.layer
-        if self._is_better_added_by(other, add):
+        if self._adds_too(other, add, layer):
             return False
         target = add.args[0] if add.args else add.kwargs["input"]
         if add.meta["kind"] is Kind.SAME and target is other and not self._is_dead_after(other, add, self._order[add]):
             return False  # others see what the addition writes
-        first, last = self._order[layer], self._order[add]
-        between = [node for node in self._nodes[first + 1 : last] if node.meta["kind"] is not Kind.METADATA]
-        if self._order[other] < first:
+        between = self._nodes[self._order[layer] + 1 : self._order[add]]
+        if self._order[other] < self._order[layer]:
             return not any(self._may_write(node, other) for node in between)
         return all(self._may_precede(node, layer) for node in between)
 
-    def _is_better_added_by(self, other: fx.Node, add: fx.Node) -> bool:
-        """Whether ``other`` is the output of a later layer, which then need not wait for anything."""
+    def _adds_too(self, other: fx.Node, add: fx.Node, layer: fx.Node) -> bool:
+        """Whether ``other`` comes from a later layer, which can do the addition without being moved."""
         origin = self._base(other)
         return (
             self.is_layer_call(origin)
-            and self._order[origin] > self._order[add]
-            or (self.is_layer_call(origin) and self._can_take(origin, add))
-        )
-
-    def _can_take(self, layer: fx.Node, add: fx.Node) -> bool:
-        reader, _ = self._only_reader(layer)
-        others = [node for node in add.all_input_nodes if self._base(node) is not layer]
-        return (
-            reader is add
-            and is_plain_layer(self._modules[str(layer.target)])
-            and len(layer.args) == 1
-            and not layer.kwargs
-            and all(self._order[node] < self._order[layer] for node in others)
+            and self._order[origin] > self._order[layer]
+            and self._only_reader(origin)[0] is add
+            and is_plain_layer(self._modules[str(origin.target)])
+            and len(origin.args) == 1
+            and not origin.kwargs
         )
 
     def _may_write(self, node: fx.Node, value: fx.Node) -> bool:
@@ -427,17 +419,6 @@ def _fits(x: Any, residual: Any) -> bool:
 
 
 def _normalize(layer: nn.Module, relu: bool, overwrite: bool, x: Any, residual: Any = None) -> Any:
-    """Calls a layer's forward as if it were configured with a ReLU, or to work in place.
-
-    What is called is a stand-in with the layer's fields at this moment, so parameters, buffers and flags are the
-    layer's own. The layer itself stays as it is: other threads may be in it.
-    """
-    kind = type(layer)
-    stand_in = kind.__new__(kind)
-    fields = stand_in.__dict__
-    fields.update(layer.__dict__)
-    if relu:
-        fields["activation"] = "relu"
-    if overwrite and type(x) is Tensor:
-        fields["inplace"] = True
-    return kind.forward(stand_in, x, residual)
+    """Calls a layer's forward as if it were configured with a ReLU, or to work in place."""
+    forward = type(layer).forward
+    return forward(configured(layer, x, relu=relu, inplace=overwrite), x, residual)

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +46,7 @@ class Call(NamedTuple):
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The call; None if there are arguments of which nothing can be foreseen."""
-        if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):
+        if not kwargs and len(args) == 1 and type(args[0]) is Tensor:
             return _CALL_OF_ONE._replace(tensors=args)
         tensors: list[Any] = []
         template = _without_tensors((args, kwargs), tensors)
@@ -66,7 +65,7 @@ class _Index(int):
 
 
 def _without_tensors(value: Any, tensors: list[Any]) -> Any:
-    if isinstance(value, Tensor):
+    if type(value) in (Tensor, torch.nn.Parameter):  # others may do anything
         tensors.append(value)
         return _Index(len(tensors) - 1)
     if type(value) in (tuple, list):
@@ -255,11 +254,14 @@ class _Recorder(fx.Tracer):
     def watch(self) -> Watch:
         """What the graph depends on, also where it could not be finished."""
         # What is called as it is may do what it likes, and with the modules inside it, too.
-        unforeseen = {
-            id(leaf) for leaf in self._called if is_untouched(leaf) and module_kind(leaf) is Kind.UNKNOWN
+        unforeseen = {id(leaf) for leaf in self._called if is_untouched(leaf) and module_kind(leaf) is Kind.UNKNOWN}
+        inside = {
+            id(inner) for leaf in self._called if not is_layer(leaf) for inner in leaf.modules() if inner is not leaf
         }
-        inside = {id(inner) for leaf in self._called for inner in leaf.modules() if inner is not leaf}
         passed = [module for module in self._network.modules() if id(module) not in unforeseen | inside]
+        for layer in filter(is_layer, self._called):
+            configuration = {name: vars(layer)[name] for name in ("activation", "inplace")}
+            self._reads.setdefault(id(layer), (layer, {}))[1].update(configuration)
         return Watch(self._network, passed, self._reads)
 
     # What torch.fx asks of a tracer.
@@ -289,7 +291,7 @@ class _Recorder(fx.Tracer):
         if m is self._network or m not in self._names:
             raise Untraceable(f"it calls a {type(m).__name__} that is none of its submodules")
         if m in self._holders and not any(_HOOKS(vars(m))):
-            return as_written(m)(*args, **kwargs)
+            return as_written(m, args, kwargs)
         self._called.append(m)
         return self.create_proxy("call_module", self._names[m], args, kwargs)
 
@@ -354,13 +356,12 @@ class _Recorder(fx.Tracer):
                 torch.nn.Module.__getattribute__ = own  # type: ignore[method-assign]
 
 
-def as_written(module: torch.nn.Module) -> Callable[..., Any]:
-    """The forward of the class, or the instance's own; never a fused one."""
+def as_written(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs the forward of the instance or the class; never a fused one."""
     own = vars(module).get("forward")
     if own is None or hasattr(own, "is_fused_forward"):
-        return MethodType(type(module).forward, module)
-    forward: Callable[..., Any] = own
-    return forward
+        return type(module).forward(module, *args, **kwargs)
+    return own(*args, **kwargs)
 
 
 def _holders(root: torch.nn.Module) -> set[torch.nn.Module]:

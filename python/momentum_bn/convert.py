@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, Sy
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from ._norm_act import MomentumBatchNormAct2d, is_norm_act
 from ._options import Options
 from .modules import (
     CONFIGURATION,
@@ -59,8 +60,8 @@ def convert_momentum_batchnorm(
     device, dtype and the training flag are kept; the old ``momentum`` is not taken over. A ``SyncBatchNorm`` becomes a
     :class:`momentum_bn.MomentumBatchNorm`, which takes any rank and synchronises only with a ``process_group`` given
     here. A subclass of torch's
-    layers is converted where its forward is torch's. Layers that are Momentum BatchNorms already only get
-    ``total_iters``.
+    layers is converted where its forward is torch's. timm's ``BatchNormAct2d`` keeps its dropout and activation; a ReLU
+    is applied in the layer's own pass. Layers that are Momentum BatchNorms already only get ``total_iters``.
 
     Args:
         module: the network, or a single BatchNorm.
@@ -133,7 +134,7 @@ def revert_momentum_batchnorm(module: torch.nn.Module) -> torch.nn.Module:
                 f"cannot revert {path}: torch's BatchNorm has no activation (got activation={layer.activation!r}); "
                 "only layers with activation=None can be reverted"
             )
-        _check_replaceable(path, layer, (MomentumBatchNorm.forward,))
+        _check_replaceable(path, layer, (MomentumBatchNorm.forward, MomentumBatchNormAct2d.forward))
     origins = [_origin(layer) for _, layer in layers]
     groups = [None if origin.group_name is None else _group_named(origin.group_name) for origin in origins]
     for (_, layer), origin, group in zip(layers, origins, groups, strict=True):
@@ -178,7 +179,7 @@ def _check_convertible(path: str, layer: _BatchNorm, options: Options) -> None:
 def _check_replaceable(path: str, layer: _BatchNorm, known: tuple[Callable[..., Any], ...]) -> None:
     if parametrize.is_parametrized(layer):
         raise ValueError(f"cannot replace {path}: it is parametrized, remove its parametrizations first")
-    if type(layer).forward not in known:
+    if type(layer).forward not in known and not is_norm_act(layer):
         raise ValueError(
             f"cannot replace {path}: {type(layer).__name__} has a forward of its own, which would be lost; "
             "only layers with the forward of the class that they extend can be replaced"
@@ -189,11 +190,17 @@ def _convert(layer: _BatchNorm, options: Options) -> None:
     group = layer.__dict__.pop("process_group", None)  # a SyncBatchNorm's
     # A group's name stands for it: the group itself could not be copied.
     origin = _Origin(type(layer), layer.__dict__.pop("momentum"), None if group is None else group.group_name)
-    layer.__class__ = next((ours for theirs, ours in _BY_RANK if isinstance(layer, theirs)), MomentumBatchNorm)
+    layer.__class__ = _momentum_class(layer)
     assert isinstance(layer, MomentumBatchNorm)
     layer._configure(options)
     layer._register_own_state()
     layer.__dict__["_origin"] = origin
+
+
+def _momentum_class(layer: _BatchNorm) -> type[MomentumBatchNorm]:
+    if is_norm_act(layer):
+        return MomentumBatchNormAct2d
+    return next((ours for theirs, ours in _BY_RANK if isinstance(layer, theirs)), MomentumBatchNorm)
 
 
 def _origin(layer: MomentumBatchNorm) -> _Origin:

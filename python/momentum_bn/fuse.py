@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -152,14 +153,14 @@ class FusedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the forward of the network."""
         if torch.compiler.is_compiling():
-            return as_written(self._network())(*args, **kwargs)
+            return as_written(self._network(), args, kwargs)
         module = self._called_network(sys._getframe(1).f_locals.get("self"))
         call = Call.of(args, kwargs) if _operations_are_our_own() else None
         if call is not None:
             made = self.plan_for(module, call)
             if made.plan is not None:
                 return made.plan.run(module, *call.tensors)
-        return as_written(module)(*args, **kwargs)
+        return as_written(module, args, kwargs)
 
     def plan_for(self, module: torch.nn.Module, call: Call) -> _Made:
         """What to run for this call, of the network as it is now."""
@@ -202,16 +203,20 @@ class FusedForward:
         """Belongs to the unpickled network."""
         return FusedForward, (None if self._module is None else self._module(),)
 
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else a method has (``__code__``, ``__self__``, ...) is the class's."""
+        return getattr(MethodType(type(self._network()).forward, self._network()), name)
+
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(as_written(self._network()))
+        parameters = inspect.signature(type(self._network()).forward).parameters
+        return inspect.Signature(list(parameters.values())[1:])
 
 
 def _operations_are_our_own() -> bool:
     """Whether nobody watches or transforms the single operations, to whom fused ones would be others."""
     return not (
-        torch.fx._symbolic_trace._is_fx_tracing_flag
-        or torch._C._get_tracing_state() is not None
+        torch.jit.is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
         or is_in_torch_dispatch_mode()

@@ -37,8 +37,9 @@ _SCALARS = ("num_batches_tracked", "view_count", "cur_iter_state", "momentum_sta
 # What stands for momentum=None in momentum_state.
 _CUMULATIVE = -1.0
 
-# It knows every subclass of torch's BatchNorm, asks none, and reads momentum of each.
-_CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.__dict__["convert_sync_batchnorm"].__func__.__code__
+# torch's function of this name, and those made after it (timm's), know every subclass of torch's BatchNorm, ask none,
+# and read momentum of each.
+_CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.convert_sync_batchnorm.__name__
 
 # Looked up once: attribute look-ups in torch.ops cost more than the dispatch.
 _advance_schedule_ = torch.ops.momentum_bn._advance_schedule_.default
@@ -584,9 +585,9 @@ def _may_overwrite_input(weight: Tensor | None) -> bool:
 
 
 def _refuse_sync_batchnorm(reader: FrameType) -> None:
-    if reader.f_code is _CONVERT_SYNC_BATCHNORM:
+    if reader.f_code.co_name == _CONVERT_SYNC_BATCHNORM:
         raise RuntimeError(
-            "torch.nn.SyncBatchNorm.convert_sync_batchnorm would replace Momentum BatchNorm by SyncBatchNorm with its "
+            "convert_sync_batchnorm would replace Momentum BatchNorm by SyncBatchNorm with its "
             "present momentum, without schedule, views, variance or activation. Call it on the parts of the network "
             "that have torch's BatchNorm, or before the others become Momentum BatchNorms."
         )

@@ -1,0 +1,60 @@
+"""What timm's BatchNormAct2d is converted to: a normalisation with a dropout and an activation of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ._effects import is_untouched
+from ._stand_in import configured
+from .modules import MomentumBatchNorm2d
+
+__all__ = ["MomentumBatchNormAct2d", "is_norm_act"]
+
+
+def is_norm_act(layer: _BatchNorm) -> bool:
+    """Whether the forward of ``layer`` is that of timm's BatchNormAct2d. timm need not be installed."""
+    owner = next(kind for kind in type(layer).__mro__ if "forward" in vars(kind))
+    return (
+        owner.__name__ == "BatchNormAct2d"
+        and owner.__module__.partition(".")[0] == "timm"
+        and {"drop", "act"} <= layer._modules.keys()
+    )
+
+
+class _NormAct(nn.Module):
+    """Applies the submodules ``drop`` and ``act`` to what the class behind it in the order of classes returns.
+
+    A ReLU that follows immediately is applied by that class, in its own pass.
+    """
+
+    drop: nn.Module
+    act: nn.Module
+    activation: str | None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalises, adds the residual, drops and activates.
+
+        Args:
+            x: see :class:`momentum_bn.MomentumBatchNorm`, as all that follows.
+            residual: added before dropout and activation.
+        """
+        if not torch.compiler.is_compiling() and _is_relu_alone(self.drop, self.act):
+            rectified: Tensor = super(_NormAct, configured(self, x, relu=True)).forward(x, residual)
+            return rectified
+        y: Any = self.act(self.drop(super().forward(x, residual)))
+        return y  # type: ignore[no-any-return]
+
+
+def _is_relu_alone(drop: nn.Module, act: nn.Module) -> bool:
+    return type(act) is nn.ReLU and type(drop) is nn.Identity and is_untouched(act) and is_untouched(drop)
+
+
+class MomentumBatchNormAct2d(_NormAct, MomentumBatchNorm2d):
+    """Momentum BatchNorm over (N, C, H, W) with the dropout and the activation of timm's BatchNormAct2d.
+
+    Made by :func:`momentum_bn.convert_momentum_batchnorm`. Both stay the submodules ``drop`` and ``act``.
+    """
