@@ -22,13 +22,13 @@ namespace momentum_bn {
 /// | running_mean        | (C)   | as the layer  | running mean                                                       |
 /// | running_var         | (C)   | as the layer  | running variance                                                   |
 /// | num_batches_tracked | ()    | int64         | training forwards so far                                           |
-/// | view_mean_sum       | (C)   | as the layer  | sum of the batch means of the views since the last update          |
-/// | view_var_sum        | (C)   | as the layer  | sum of their unbiased batch variances                              |
+/// | view_mean_sum       | (C)   | float32 up    | sum of the batch means of the views since the last update          |
+/// | view_var_sum        | (C)   | float32 up    | sum of their unbiased batch variances                              |
 /// | view_count          | ()    | int64         | how many views these sums hold                                     |
 /// | cur_iter_state      | ()    | int64         | updates so far                                                     |
 /// | momentum_state      | ()    | float64       | current weight of the batch; -1: cumulative average (no momentum)  |
 ///
-/// The last four scalars keep their dtype whatever the layer is cast to.
+/// The four scalars keep their dtype whatever the layer is cast to; the sums are float32 in a layer of 16 bits.
 class MOMENTUM_BN_API MomentumBatchNormLayer {
  public:
   explicit MomentumBatchNormLayer(const MomentumBatchNormOptions& options);
@@ -49,6 +49,8 @@ class MOMENTUM_BN_API MomentumBatchNormLayer {
   void momentum_cosine_decay();
   /// Makes all of the state new: running statistics, views, cur_iter, and the momentum of the options.
   void reset_running_stats();
+  /// Forgets the views, makes cur_iter 0 and the momentum that of the options; running statistics stay.
+  void restart_schedule();
   /// reset_running_stats(), weight 1, bias 0.
   void reset_parameters();
 
@@ -69,8 +71,9 @@ class MOMENTUM_BN_API MomentumBatchNormLayer {
   void register_state(torch::nn::Module& module);
   void load_state(torch::nn::Module& module, torch::serialize::InputArchive& archive);
   void pretty_print_as(std::ostream& stream, const char* name) const;
-  /// Runs `cast`, which may cast every buffer, and gives the schedule and the counters their own dtypes back.
-  void keep_schedule_while(std::optional<c10::Device> target, const std::function<void()>& cast);
+  /// Runs `cast`, which may cast every buffer, and gives the schedule, the counters and the sums of the views their own
+  /// dtypes back.
+  void keep_precision_while(std::optional<c10::Device> target, const std::function<void()>& cast);
 
  private:
   // Where the layer does not track: plain values, as there are no buffers.
@@ -123,7 +126,8 @@ class MOMENTUM_BN_API MomentumBatchNorm3dImpl : public MomentumBatchNormImplBase
 };
 TORCH_MODULE(MomentumBatchNorm3d);
 
-/// Sets `total_iters` of every Momentum BatchNorm in `module`, itself included. @throws c10::ValueError below 1
+/// Sets `total_iters` of every Momentum BatchNorm and every teacher in `module`, itself included.
+/// @throws c10::ValueError below 1
 MOMENTUM_BN_API void set_total_iters(torch::nn::Module& module, int64_t total_iters);
 
 /// Parameters and buffers of `module` by name, without what a plain BatchNorm does not have: loads into the same

@@ -45,8 +45,9 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   TORCH_ARG(int64_t, num_features);
   /// Added to the variance under the square root. Must be positive.
   TORCH_ARG(double, eps) = 1e-5;
-  /// Weight of the batch in the blend until the schedule first moves it, in [0, 1];
-  /// nullopt: cumulative average, weight 1 / (cur_iter + 1), no schedule.
+  /// Weight of the new batch in the blend until the schedule first moves it, towards 0; in [0, 1];
+  /// nullopt: cumulative average, weight 1 / (cur_iter + 1), no schedule. (A teacher's `param_momentum` is the weight
+  /// of its old parameters.)
   TORCH_ARG(std::optional<double>, momentum) = 1.0;
   /// Whether there is a weight (and, see `bias`, a bias) to learn.
   TORCH_ARG(bool, affine) = true;
@@ -59,7 +60,8 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   TORCH_ARG(Schedule, schedule) = Schedule::Cosine;
   TORCH_ARG(Variance, variance) = Variance::Published;
   TORCH_ARG(Activation, activation) = Activation::None;
-  /// The output takes the input's memory wherever no enabled gradient needs the input again.
+  /// The caller's promise that nobody reads the input afterwards, as with torch's ReLU in place: the output takes its
+  /// memory wherever no enabled gradient needs the input again. A network that reads it again gets a wrong result.
   TORCH_ARG(bool, inplace) = false;
   /// Name of a c10d process group that this process belongs to (`c10d::ProcessGroup::getGroupName()`; Python:
   /// `group.group_name`): in training the batch statistics are those of all its ranks' values together, n their number.

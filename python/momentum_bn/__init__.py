@@ -21,11 +21,11 @@ _library_path = find_library(__path__)
 load_library(_library_path)
 
 from . import functional, memory
-from .convert import convert_momentum_batchnorm, revert_momentum_batchnorm, set_total_iters
+from .convert import convert_momentum_batchnorm, revert_momentum_batchnorm
 from .fuse import fuse, fused_layers, unfuse
 from .modules import MomentumBatchNorm, MomentumBatchNorm1d, MomentumBatchNorm2d, MomentumBatchNorm3d
 from .state_dict import plain_state_dict
-from .teacher import MomentumTeacher
+from .teacher import MomentumTeacher, set_total_iters
 
 __all__ = [
     "MomentumBatchNorm",

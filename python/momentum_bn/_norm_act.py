@@ -35,17 +35,17 @@ class _NormAct(nn.Module):
     act: nn.Module
     activation: str | None
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002 (torch's name)
         """Normalises, adds the residual, drops and activates.
 
         Args:
-            x: see :class:`momentum_bn.MomentumBatchNorm`, as all that follows.
+            input: see :class:`momentum_bn.MomentumBatchNorm`, as all that follows.
             residual: added before dropout and activation.
         """
         if not torch.compiler.is_compiling() and _is_relu_alone(self.drop, self.act):
-            rectified: Tensor = super(_NormAct, configured(self, x, relu=True)).forward(x, residual)
+            rectified: Tensor = super(_NormAct, configured(self, input, relu=True)).forward(input, residual)
             return rectified
-        y: Any = self.act(self.drop(super().forward(x, residual)))
+        y: Any = self.act(self.drop(super().forward(input, residual)))
         return y  # type: ignore[no-any-return]
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
+from typing_extensions import Unpack
 
 from ._norm_act import MomentumBatchNormAct2d, is_norm_act
-from ._options import Options
+from ._options import ConvertOptions, Options, check_option_names
 from .modules import (
     CONFIGURATION,
     OWN_STATE,
@@ -19,10 +20,11 @@ from .modules import (
     MomentumBatchNorm1d,
     MomentumBatchNorm2d,
     MomentumBatchNorm3d,
-    checked_total_iters,
 )
 
-__all__ = ["convert_momentum_batchnorm", "revert_momentum_batchnorm", "set_total_iters"]
+__all__ = ["convert_momentum_batchnorm", "revert_momentum_batchnorm"]
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 _TORCH_MOMENTUM = 0.1
 
@@ -41,70 +43,60 @@ class _Origin(NamedTuple):
     group_name: str | None
 
 
-def convert_momentum_batchnorm(
-    module: torch.nn.Module,
-    total_iters: int,
-    *,
-    momentum: float | None = 1.0,
-    views_per_update: int = 2,
-    schedule: str = "cosine",
-    variance: str = "published",
-    activation: str | None = None,
-    inplace: bool = False,
-    process_group: Any = None,
-) -> torch.nn.Module:
+def convert_momentum_batchnorm(module: Network, total_iters: int, **options: Unpack[ConvertOptions]) -> Network:
     """Makes every torch BatchNorm in a network a Momentum BatchNorm, in place.
 
     The layer objects stay the same and only change their class, so whatever refers to them stays right: parents that
     share a layer, hooks and their handles, optimizers. Parameters, buffers, ``eps``, ``affine``, ``bias``, tracking,
     device, dtype and the training flag are kept; the old ``momentum`` is not taken over. A ``SyncBatchNorm`` becomes a
     :class:`momentum_bn.MomentumBatchNorm`, which takes any rank and synchronises only with a ``process_group`` given
-    here. A subclass of torch's
-    layers is converted where its forward is torch's. timm's ``BatchNormAct2d`` keeps its dropout and activation; a ReLU
-    is applied in the layer's own pass. Layers that are Momentum BatchNorms already only get ``total_iters``.
+    here. A subclass of torch's layers is converted where its forward is torch's. timm's ``BatchNormAct2d`` keeps its
+    dropout and activation; a ReLU is applied in the layer's own pass. Layers that are Momentum BatchNorm already get
+    ``total_iters`` and those options that are given; all else of them stays as it is.
 
     Args:
         module: the network, or a single BatchNorm.
         total_iters: updates after which the batch has no weight left. There is no default: with a forgotten one the
             statistics would freeze early.
-        momentum: see :class:`momentum_bn.MomentumBatchNorm`, as all that follow.
-        views_per_update: training forwards per update of the running statistics.
-        schedule: ``"cosine"`` or ``"constant"``.
-        variance: ``"published"``, ``"unbiased"`` or ``"biased"``.
-        activation: None or ``"relu"``. It applies to every converted layer: the network must not apply it again.
-        inplace: whether outputs take their inputs' memory where no gradient needs these again.
-        process_group: a c10d process group or its name, over which all converted layers synchronise. The group of a
-            ``SyncBatchNorm`` is not taken over: without this argument its layer does not synchronise any more.
+        **options: ``momentum``, ``views_per_update``, ``schedule``, ``variance``, ``activation``, ``inplace`` and
+            ``process_group`` of :class:`momentum_bn.MomentumBatchNorm`, with its defaults. ``activation`` applies to
+            every layer: the network must not apply it again. ``inplace`` is the caller's promise that the network
+            reads no layer's input again. The group of a ``SyncBatchNorm`` is not taken over: without a
+            ``process_group`` its layer does not synchronise any more.
 
     Returns:
         ``module``.
 
     Raises:
-        ValueError: an option out of range; an uninitialised ``LazyBatchNorm``; a parametrized layer, or one with a
-            forward of its own. Nothing was changed then.
+        ValueError: an option out of range; options for a network without any BatchNorm; an uninitialised
+            ``LazyBatchNorm``; a parametrized layer, or one with a forward of its own. Nothing was changed then.
+        TypeError: an unknown option. Nothing was changed then.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> convert_momentum_batchnorm(net, total_iters=10_000)[1]
         MomentumBatchNorm2d(8, eps=1e-05, momentum=1.0, affine=True, track_running_stats=True, total_iters=10000)
     """
-    options = Options(total_iters, momentum, views_per_update, schedule, variance, activation, inplace, process_group)
-    options.check(num_features=0, eps=1e-5)
+    check_option_names("convert_momentum_batchnorm", options, ConvertOptions)
+    configuration = Options(total_iters, **options)
+    configuration.check(num_features=0, eps=1e-5)
     already = list(_layers(module, lambda layer: isinstance(layer, MomentumBatchNorm)))
     plain = list(
         _layers(module, lambda layer: isinstance(layer, _BatchNorm) and not isinstance(layer, MomentumBatchNorm))
     )
+    if options and not already and not plain:
+        raise ValueError(f"{', '.join(options)} would have no effect: {type(module).__name__} has no BatchNorm")
     for path, layer in plain:
-        _check_convertible(path, layer, options)
+        _check_convertible(path, layer, configuration)
 
     for _, layer in already:
-        layer.total_iters = options.total_iters
+        layer._reconfigure(configuration, options.keys())
     for _, layer in plain:
-        _convert(layer, options)
+        _convert(layer, configuration)
     return module
 
 
-def revert_momentum_batchnorm(module: torch.nn.Module) -> torch.nn.Module:
+def revert_momentum_batchnorm(module: Network) -> Network:
     """Makes every Momentum BatchNorm in a network a torch BatchNorm again, in place.
 
     The layer objects, their parameters, running statistics, hooks and flags stay, as in
@@ -140,20 +132,6 @@ def revert_momentum_batchnorm(module: torch.nn.Module) -> torch.nn.Module:
     for (_, layer), origin, group in zip(layers, origins, groups, strict=True):
         _revert(layer, origin, group)
     return module
-
-
-def set_total_iters(module: torch.nn.Module, total_iters: int) -> None:
-    """Sets ``total_iters`` of every Momentum BatchNorm in ``module``, itself included.
-
-    Raises:
-        ValueError: ``total_iters`` below 1. Nothing was changed then.
-
-    Example:
-        >>> set_total_iters(network, epochs * steps_per_epoch)
-    """
-    checked = checked_total_iters(total_iters)
-    for _, layer in _layers(module, lambda layer: isinstance(layer, MomentumBatchNorm)):
-        layer.total_iters = checked
 
 
 def _layers(module: torch.nn.Module, wanted: Callable[[torch.nn.Module], bool]) -> Iterator[tuple[str, Any]]:

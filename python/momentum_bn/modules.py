@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType
 from typing import Any
 
@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from ._options import Options, as_float, as_group_name, as_int, as_momentum
+from ._options import (
+    Activation,
+    Options,
+    Schedule,
+    Variance,
+    as_float,
+    as_group_name,
+    as_int,
+    as_momentum,
+)
 
 __all__ = ["MomentumBatchNorm", "MomentumBatchNorm1d", "MomentumBatchNorm2d", "MomentumBatchNorm3d"]
 
@@ -78,22 +87,27 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     Args:
         num_features: number of channels C.
         eps: added to the variance under the square root; positive.
-        momentum: weight of the batch in [0, 1] until the schedule first moves it. None: a cumulative average, weight
+        momentum: weight of the new batch in [0, 1] until the schedule first moves it, towards 0. (The
+            ``param_momentum`` of a teacher is the weight of the old, and goes to 1.) None: a cumulative average, weight
             1 / (cur_iter + 1), and no schedule.
         affine: whether there is a weight (and see ``bias``) to learn.
         track_running_stats: False: no buffers; the batch normalises itself alone, in training and in evaluation.
-        total_iters: updates after which the batch has no weight left (momentum 0); at least 1.
+        total_iters: updates after which the batch has no weight left (momentum 0) and the running statistics stand
+            still; at least 1. The default of 100 is short: give the number of updates of the training.
         views_per_update: training forwards per update of the running statistics: 2 in the paper (two augmented views
-            per step), 1 where all views come in one forward; at least 1.
+            per step), 1 where all views come in one forward, 2k where a step accumulates gradients over k batches of
+            two views; at least 1.
         schedule: ``"cosine"``, or ``"constant"``: momentum stays, only ``cur_iter`` advances.
         variance: which variance v of the batch enters the blend, and which the running variance, with n values per
             channel and b_var their unbiased variance: ``"published"`` b_var * n / (n - 1) in both, as the authors'
             code; ``"unbiased"`` b_var in both; ``"biased"`` b_var * (n - 1) / n in the blend and b_var in the running
             variance, as torch's BatchNorm.
         activation: None or ``"relu"``, applied to the output in the same pass, after the residual was added.
-        inplace: the output takes the input's memory wherever no enabled gradient needs the input again: under
-            ``torch.no_grad()``, or where ``weight`` takes no gradient. Elsewhere the output is fresh: the flag never
-            changes a result.
+        inplace: the caller's promise that nobody else reads the input afterwards, as with
+            ``torch.nn.ReLU(inplace=True)``: the output then takes the input's memory wherever no enabled gradient needs
+            the input again: under ``torch.no_grad()``, or where ``weight`` takes no gradient. Elsewhere the output is
+            fresh. In a network that reads the input again (a pre-activation block adds it to its result) the promise
+            is false, and so is the network's result.
         process_group: a c10d process group, or its name: in training the batch statistics are those of the values of
             all its ranks together, and n is their number. A rank's batch may be empty. One all_gather per training
             forward, none in the backward pass and in evaluation; gradients of weight and bias are the rank's own.
@@ -112,7 +126,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         running_mean, running_var: buffers (C).
         num_batches_tracked: int64 buffer, training forwards so far.
         view_mean_sum, view_var_sum: buffers (C), sums of the batch means and of the unbiased batch variances of the
-            views since the last update.
+            views since the last update; float32 where the layer has 16 bits.
         view_count: int64 buffer, how many views these sums hold.
         cur_iter_state: int64 buffer, updates so far. Read and write it as ``cur_iter``.
         momentum_state: float64 buffer, current weight of the batch, -1 for None. Read and write it as ``momentum``.
@@ -124,6 +138,10 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     torch's BatchNorm loads strictly, too: the schedule then stays where it is and remembered views are dropped.
 
     Note:
+        A batch with infinity or NaN in it leaves running statistics that no later batch mends, as every update keeps a
+        part of the old ones (torch's BatchNorm, which normalises a training batch by itself, recovers): see
+        docs/state.md for what to do.
+
         ``torch.optim.swa_utils.update_bn`` calls ``reset_running_stats()`` and so starts the schedule anew; its
         cumulative average counts updates, of ``views_per_update`` batches each.
         ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` would replace these layers with plain ones: they refuse it.
@@ -139,9 +157,9 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     """
 
     views_per_update: int
-    schedule: str
-    variance: str
-    activation: str | None
+    schedule: Schedule
+    variance: Variance
+    activation: Activation | None
     inplace: bool
     view_mean_sum: Tensor | None
     view_var_sum: Tensor | None
@@ -159,11 +177,11 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         total_iters: int = 100,
         *,
         views_per_update: int = 2,
-        schedule: str = "cosine",
-        variance: str = "published",
-        activation: str | None = None,
+        schedule: Schedule = "cosine",
+        variance: Variance = "published",
+        activation: Activation | None = None,
         inplace: bool = False,
-        process_group: Any = None,
+        process_group: torch.distributed.ProcessGroup | str | None = None,
         bias: bool = True,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -196,6 +214,19 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         self._untracked_momentum = options.momentum
         self._untracked_cur_iter = 0
 
+    def _reconfigure(self, options: Options, given: Collection[str]) -> None:
+        """Takes ``total_iters`` and those options that are named in ``given``; all others stay as they are."""
+        self._total_iters = options.total_iters
+        for name in set(given) - {"momentum", "process_group"}:
+            setattr(self, name, getattr(options, name))
+        if "process_group" in given:
+            self._process_group = options.process_group
+        if "momentum" in given:
+            self._initial_momentum = options.momentum
+            state = self._buffers.get("momentum_state")
+            if state is None or not state.is_meta:
+                self.momentum = options.momentum
+
     def _register_own_state(self) -> None:
         mean = self._buffers["running_mean"]
         if mean is None:
@@ -203,7 +234,7 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
                 self.register_buffer(name, None)
             return
         for name in _VIEW_SUMS:
-            self.register_buffer(name, torch.zeros_like(mean))
+            self.register_buffer(name, torch.zeros_like(mean, dtype=_sum_dtype(mean.dtype)))
         for name in _SCALARS:
             # The first of them is torch's own, and missing in layers from before it had that.
             if self._buffers.get(name) is None:
@@ -305,10 +336,15 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     def reset_running_stats(self) -> None:
         """Makes all of the state new: running statistics, views, ``cur_iter`` 0, ``momentum`` the constructor's."""
         super().reset_running_stats()
+        if self.track_running_stats or self._buffers.get("momentum_state") is None:
+            self._restart_schedule()
+
+    def _restart_schedule(self) -> None:
+        """Forgets the views, makes ``cur_iter`` 0 and ``momentum`` the constructor's; running statistics stay."""
         self._untracked_momentum = self._initial_momentum
         self._untracked_cur_iter = 0
         cur_iter, momentum = self._buffers.get("cur_iter_state"), self._buffers.get("momentum_state")
-        if self.track_running_stats and cur_iter is not None and momentum is not None:
+        if cur_iter is not None and momentum is not None:
             self._forget_views()
             cur_iter.zero_()
             momentum.fill_(_CUMULATIVE if self._initial_momentum is None else self._initial_momentum)
@@ -331,23 +367,23 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalises ``x``; in training also updates the state.
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002 (torch's name)
+        """Normalises ``input``; in training also updates the state.
 
         Args:
-            x: (N, C) or (N, C, ...) of the layer's rank; float32, float64, bfloat16 or float16.
-            residual: of x's shape and dtype, added before the activation.
+            input: (N, C) or (N, C, ...) of the layer's rank; float32, float64, bfloat16 or float16.
+            residual: of the input's shape and dtype, added before the activation.
 
         Returns:
-            The output, of x's shape and dtype. With ``inplace`` it may be ``x`` itself. An empty input gives an empty
-            output and changes nothing.
+            The output, of the input's shape and dtype. With ``inplace`` it may be ``input`` itself. An empty input
+            gives an empty output and changes nothing.
 
         Raises:
             ValueError: wrong rank or number of channels, a residual that does not fit, one value per channel in
                 training, or a training forward inside a backward pass (plain ``torch.utils.checkpoint``).
             TypeError: integer or complex input.
         """
-        self._check_input_dim(x)
+        self._check_input_dim(input)
         # Straight from the dicts: Module.__getattr__ would cost more than the rest of this function.
         parameters = self._parameters
         # Replicas, pruned and otherwise wrapped layers have a parameter as a plain attribute.
@@ -360,16 +396,16 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         if self.training or running_mean is None:
             tracks = self.track_running_stats and running_mean is not None
             if not tracks:
-                self._check_fits(x, residual)
+                self._check_fits(input, residual)
             # In evaluation a batch that normalises itself does so by itself.
             group = self._process_group if self.training else None
             gathered = None
             if group is not None and torch.compiler.is_compiling():
-                gathered = _all_gathered(_batch_statistics(x), group)
+                gathered = _all_gathered(_batch_statistics(input), group)
                 group = None
             train = _forward_train_ if may_overwrite else _forward_train
             out = train(
-                x,
+                input,
                 residual,
                 weight,
                 bias,
@@ -394,13 +430,13 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
                 group,
                 gathered,
             )
-            return x if may_overwrite else out[0]
+            return input if may_overwrite else out[0]
 
         running_var = buffers["running_var"]
         if may_overwrite and not torch.compiler.is_compiling():
-            _forward_eval_(x, residual, weight, bias, running_mean, running_var, self.eps, self.activation)
-            return x
-        return self._forward_eval(x, residual, weight, bias, running_mean, running_var)
+            _forward_eval_(input, residual, weight, bias, running_mean, running_var, self.eps, self.activation)
+            return input
+        return self._forward_eval(input, residual, weight, bias, running_mean, running_var)
 
     def _check_fits(self, x: Tensor, residual: Tensor | None) -> None:
         """What the operators check against the running statistics and before they update them."""
@@ -450,13 +486,14 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         return ", ".join(words)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MomentumBatchNorm:
-        """Casts or moves everything, but never casts the schedule and the counters."""
+        """Casts or moves everything, but casts neither the schedule and the counters nor sums to 16 bits."""
         buffers = self._buffers
         scalars = {name: scalar for name in _SCALARS if (scalar := buffers.get(name)) is not None}
         for name in scalars:
             buffers[name] = None  # hidden from `fn`
         # Not running_mean, which torch.func.replace_all_batch_norm_modules_ takes away.
-        before = buffers.get("view_mean_sum")
+        sums = {name: views for name in _VIEW_SUMS if (views := buffers.get(name)) is not None}
+        before = sums.get("view_mean_sum")
         was_meta = before is not None and before.is_meta
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -465,6 +502,8 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         after = buffers.get("view_mean_sum")
         if before is None or after is None:
             return self
+        for name, views in sums.items():
+            buffers[name] = _at_least_float32(views, buffers[name])
         for name, scalar in scalars.items():
             buffers[name] = self._moved_scalar(name, scalar, fn, after.device)
         if was_meta and not after.is_meta:
@@ -516,7 +555,9 @@ class MomentumBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         for name in _VIEW_SUMS:
             views = buffers[name]
             assert views is not None
-            buffers[name] = torch.zeros_like(mean) if views.is_meta and not mean.is_meta else views.to(mean)
+            dtype = _sum_dtype(mean.dtype)
+            lacks_values = views.is_meta and not mean.is_meta
+            buffers[name] = torch.zeros_like(mean, dtype=dtype) if lacks_values else views.to(mean.device, dtype)
         for name in _SCALARS:
             scalar = buffers[name]
             assert scalar is not None
@@ -591,6 +632,18 @@ def _refuse_sync_batchnorm(reader: FrameType) -> None:
             "present momentum, without schedule, views, variance or activation. Call it on the parts of the network "
             "that have torch's BatchNorm, or before the others become Momentum BatchNorms."
         )
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of sums of the views beside statistics of ``dtype``: a sum may overflow float16 where the mean fits."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _at_least_float32(before: Tensor, cast: Tensor | None) -> Tensor | None:
+    """``cast``, or the sums ``before`` that cast where this had fewer bits than sums need."""
+    if cast is None or cast.dtype == _sum_dtype(cast.dtype):
+        return cast
+    return before.to(cast.device, _sum_dtype(cast.dtype))
 
 
 def _scalar_dtype(name: str, device: torch.device) -> torch.dtype:

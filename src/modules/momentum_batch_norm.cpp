@@ -1,5 +1,6 @@
 #include <momentum_bn/modules.h>
 #include <momentum_bn/schedule.h>
+#include <momentum_bn/teacher.h>
 
 #include "ops/checks.h"
 #include "ops/composite/formulas.h"
@@ -31,6 +32,11 @@ constexpr std::array<const char*, 5> kOwnBuffers = {"view_mean_sum", "view_var_s
 bool is_own_buffer(const std::string& name) {
   return std::find(kOwnBuffers.begin(), kOwnBuffers.end(), name) != kOwnBuffers.end();
 }
+
+/// Of sums of the views beside statistics of `dtype`: a sum may overflow float16 where the mean fits.
+at::ScalarType sum_type(at::ScalarType dtype) { return at::isReducedFloatingType(dtype) ? at::kFloat : dtype; }
+
+bool is_view_sum(const std::string& name) { return name == "view_mean_sum" || name == "view_var_sum"; }
 
 void check_options(const MomentumBatchNormOptions& options) {
   TORCH_CHECK_VALUE(options.num_features() >= 0, "num_features must be at least 0 (got ", options.num_features(), ")");
@@ -64,8 +70,9 @@ void MomentumBatchNormLayer::register_state(torch::nn::Module& module) {
     running_mean = module.register_buffer("running_mean", at::zeros({channels}, values));
     running_var = module.register_buffer("running_var", at::ones({channels}, values));
     num_batches_tracked = module.register_buffer("num_batches_tracked", at::zeros({}, counter));
-    view_mean_sum = module.register_buffer("view_mean_sum", at::zeros({channels}, values));
-    view_var_sum = module.register_buffer("view_var_sum", at::zeros({channels}, values));
+    const auto sums = values.dtype(sum_type(running_mean.scalar_type()));
+    view_mean_sum = module.register_buffer("view_mean_sum", at::zeros({channels}, sums));
+    view_var_sum = module.register_buffer("view_var_sum", at::zeros({channels}, sums));
     view_count = module.register_buffer("view_count", at::zeros({}, counter));
     cur_iter_state = module.register_buffer("cur_iter_state", at::zeros({}, counter));
     momentum_state = module.register_buffer(
@@ -121,13 +128,19 @@ void MomentumBatchNormLayer::momentum_cosine_decay() {
 }
 
 void MomentumBatchNormLayer::reset_running_stats() {
-  untracked_momentum_ = options.momentum();
-  untracked_cur_iter_ = 0;
+  restart_schedule();
   if (!options.track_running_stats()) return;
   torch::NoGradGuard no_grad;
   running_mean.zero_();
   running_var.fill_(1);
   num_batches_tracked.zero_();
+}
+
+void MomentumBatchNormLayer::restart_schedule() {
+  untracked_momentum_ = options.momentum();
+  untracked_cur_iter_ = 0;
+  if (!options.track_running_stats()) return;
+  torch::NoGradGuard no_grad;
   view_mean_sum.zero_();
   view_var_sum.zero_();
   view_count.zero_();
@@ -196,6 +209,7 @@ void MomentumBatchNormLayer::load_state(torch::nn::Module& module, torch::serial
     if (plain && is_own_buffer(buffer.key())) continue;
     at::Tensor value;
     archive.read(buffer.key(), value, /*is_buffer=*/true);
+    if (is_view_sum(buffer.key())) value = value.to(sum_type(value.scalar_type()));
     loaded.emplace_back(buffer.value(), value);
   }
   torch::NoGradGuard no_grad;
@@ -220,19 +234,22 @@ void MomentumBatchNormLayer::pretty_print_as(std::ostream& stream, const char* n
   stream << ")";
 }
 
-void MomentumBatchNormLayer::keep_schedule_while(std::optional<c10::Device> target, const std::function<void()>& cast) {
+void MomentumBatchNormLayer::keep_precision_while(std::optional<c10::Device> target,
+                                                  const std::function<void()>& cast) {
   if (!options.track_running_stats()) return cast();
-  const std::array<at::Tensor*, 4> kept = {&num_batches_tracked, &view_count, &cur_iter_state, &momentum_state};
-  std::array<at::Tensor, 4> values;
+  const std::array<at::Tensor*, 6> kept = {&num_batches_tracked, &view_count,    &cur_iter_state,
+                                           &momentum_state,      &view_mean_sum, &view_var_sum};
+  std::array<at::Tensor, 6> values;
   for (size_t i = 0; i < kept.size(); ++i) values[i] = kept[i]->detach().clone();
   torch::NoGradGuard no_grad;
   // A device without float64 refuses to take one.
   if (target && target->is_mps()) momentum_state.set_data(momentum_state.to(at::kFloat));
   cast();
+  const auto device = running_mean.device();
+  const auto sums = sum_type(running_mean.scalar_type());
+  const std::array<at::ScalarType, 6> types = {at::kLong, at::kLong, at::kLong, schedule_type(device), sums, sums};
   for (size_t i = 0; i < kept.size(); ++i) {
-    const auto device = kept[i]->device();
-    const auto type = i + 1 == kept.size() ? schedule_type(device) : at::kLong;
-    kept[i]->set_data(values[i].to(at::TensorOptions().device(device).dtype(type)));
+    kept[i]->set_data(values[i].to(at::TensorOptions().device(device).dtype(types[i])));
   }
 }
 
@@ -271,17 +288,17 @@ void MomentumBatchNormImplBase<D, Derived>::load(torch::serialize::InputArchive&
 
 template <size_t D, typename Derived>
 void MomentumBatchNormImplBase<D, Derived>::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
-  keep_schedule_while(device, [&] { torch::nn::Module::to(device, dtype, non_blocking); });
+  keep_precision_while(device, [&] { torch::nn::Module::to(device, dtype, non_blocking); });
 }
 
 template <size_t D, typename Derived>
 void MomentumBatchNormImplBase<D, Derived>::to(torch::Dtype dtype, bool non_blocking) {
-  keep_schedule_while(std::nullopt, [&] { torch::nn::Module::to(dtype, non_blocking); });
+  keep_precision_while(std::nullopt, [&] { torch::nn::Module::to(dtype, non_blocking); });
 }
 
 template <size_t D, typename Derived>
 void MomentumBatchNormImplBase<D, Derived>::to(torch::Device device, bool non_blocking) {
-  keep_schedule_while(device, [&] { torch::nn::Module::to(device, non_blocking); });
+  keep_precision_while(device, [&] { torch::nn::Module::to(device, non_blocking); });
 }
 
 template class MomentumBatchNormImplBase<1, MomentumBatchNorm1dImpl>;
@@ -290,10 +307,12 @@ template class MomentumBatchNormImplBase<3, MomentumBatchNorm3dImpl>;
 
 void set_total_iters(torch::nn::Module& module, int64_t total_iters) {
   check_total_iters(total_iters);
-  for (const auto& child : module.modules(/*include_self=*/false)) {
-    if (auto* layer = dynamic_cast<MomentumBatchNormLayer*>(child.get())) layer->set_total_iters(total_iters);
-  }
-  if (auto* layer = dynamic_cast<MomentumBatchNormLayer*>(&module)) layer->set_total_iters(total_iters);
+  const auto set = [total_iters](torch::nn::Module& part) {
+    if (auto* layer = dynamic_cast<MomentumBatchNormLayer*>(&part)) layer->set_total_iters(total_iters);
+    if (auto* teacher = dynamic_cast<MomentumTeacherBase*>(&part)) teacher->set_total_iters(total_iters);
+  };
+  set(module);
+  for (const auto& child : module.modules(/*include_self=*/false)) set(*child);
 }
 
 torch::OrderedDict<std::string, at::Tensor> plain_state_dict(const torch::nn::Module& module) {

@@ -75,16 +75,38 @@ def test_shared_modules_stay_shared():
     assert net[0] is net[1][0] is net[2] and isinstance(net[0], momentum_bn.MomentumBatchNorm1d)
 
 
-def test_layers_that_are_converted_already_only_get_total_iters():
-    layer = momentum_bn.MomentumBatchNorm1d(3, momentum=0.4, total_iters=9, variance="biased")
+def test_layers_that_are_converted_already_get_what_is_given():
+    """total_iters and the options that the caller gives; one left out leaves the layer as it is, its schedule too."""
+    layer = momentum_bn.MomentumBatchNorm1d(3, momentum=0.4, total_iters=9, variance="biased", activation="relu")
     layer.cur_iter = 3
-    net = convert_momentum_batchnorm(nn.Sequential(layer), 70, variance="unbiased")
+    net = convert_momentum_batchnorm(nn.Sequential(layer), 70)
     assert net[0] is layer and (layer.total_iters, layer.variance, layer.momentum, layer.cur_iter) == (
         70,
         "biased",
         0.4,
         3,
     )
+    given = {"momentum": 0.7, "views_per_update": 3, "schedule": "constant", "variance": "unbiased",
+             "activation": None, "inplace": True}  # fmt: skip
+    convert_momentum_batchnorm(net, 80, **given)
+    assert {name: getattr(layer, name) for name in given} == given
+    assert layer.total_iters == 80 and layer.cur_iter == 3
+    layer.reset_running_stats()
+    assert layer.momentum == 0.7
+
+
+def test_options_without_effect_are_refused():
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    with pytest.raises(ValueError, match=r"inplace, views_per_update .*no BatchNorm"):
+        convert_momentum_batchnorm(net, 7, inplace=True, views_per_update=3)
+    assert convert_momentum_batchnorm(net, 7) is net
+
+
+def test_unknown_option_is_refused():
+    net = nn.Sequential(nn.BatchNorm1d(3))
+    with pytest.raises(TypeError, match="inplcae"):
+        convert_momentum_batchnorm(net, 7, inplcae=True)
+    assert type(net[0]) is nn.BatchNorm1d
 
 
 def test_sync_batchnorm_becomes_a_layer_of_any_rank():

@@ -21,6 +21,7 @@ README = (EXAMPLES / "README.md").read_text()
 COMMANDS = dict(re.findall(r"^\| \[[^]]*\]\(([^)]*)\) \|.*\| (?:`([^`]*)`|see below) \|$", README, re.MULTILINE))
 # What a recipe says last, after its own checks.
 LAST_LINES = {
+    "accumulation_and_crops.py": r"after 40 steps: learning rate 0\.0000, param_momentum 1\.0000, .*layers 0\.0000",
     "ddp_teacher.py": r"step +60  loss \d\.\d+",
     "lightning_resume.py": r"the same bits in all \d+ tensors of student, predictor and teacher",
     "flame_import.py": r"checkpoints .*",

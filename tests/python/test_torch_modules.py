@@ -92,6 +92,8 @@ def test_factory_kwargs(dim, dtype, device):
             assert tensor.device.type == device, name
             if name == "momentum_state":
                 assert tensor.dtype == torch.float64
+            elif name in ("view_mean_sum", "view_var_sum"):
+                assert tensor.dtype == torch.promote_types(dtype, torch.float32)
             elif tensor.is_floating_point():
                 assert tensor.dtype == dtype, name
 
