@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ._options import Activation, Schedule, Variance, as_group_name
 
-# It knows every subclass of torch's BatchNorm, asks none, and reads momentum of each.
-_CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.__dict__["convert_sync_batchnorm"].__func__.__code__
+# torch's function of this name, and those made after it (timm's), know every subclass of torch's BatchNorm, ask none,
+# and read momentum of each.
+_CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.convert_sync_batchnorm.__name__
 
 # Looked up once: attribute look-ups in torch.ops cost more than the dispatch.
 _batch_statistics = torch.ops.momentum_bn._batch_statistics.default
@@ -182,9 +183,9 @@ def _all_gathered(values: Tensor, group: str) -> Tensor:
 
 def refuse_sync_batchnorm(reader: FrameType, what: str) -> None:
     """Raises RuntimeError where ``reader`` is the function that would replace the layer whose attribute it reads."""
-    if reader.f_code is _CONVERT_SYNC_BATCHNORM:
+    if reader.f_code.co_name == _CONVERT_SYNC_BATCHNORM:
         raise RuntimeError(
-            f"torch.nn.SyncBatchNorm.convert_sync_batchnorm would replace {what} by SyncBatchNorm, which has none of "
+            f"convert_sync_batchnorm would replace {what} by SyncBatchNorm, which has none of "
             "that. Give the layers a process_group instead, or call it on the parts of the network that have torch's "
             "BatchNorm, or before the others are converted."
         )

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from typing_extensions import Unpack
 
 from . import batch_norm
+from ._norm_act import BatchNormAct2d, MomentumBatchNormAct2d, NormAct, is_norm_act
 from ._norm_layer import NormLayer
 from ._options import Activation, ConvertOptions, Options, check_option_names
 from .batch_norm import BatchNorm
@@ -54,8 +55,9 @@ def convert_momentum_batchnorm(module: Network, total_iters: int, **options: Unp
     share a layer, hooks and their handles, optimizers. Parameters, buffers, ``eps``, ``affine``, ``bias``, tracking,
     device, dtype and the training flag are kept; the old ``momentum`` is not taken over. A ``SyncBatchNorm`` becomes a
     :class:`momentum_bn.MomentumBatchNorm`, which takes any rank and synchronises only with a ``process_group`` given
-    here. A subclass of torch's layers is converted where its forward is torch's. Layers that are Momentum BatchNorm
-    already get ``total_iters`` and those options that are given; all else of them stays as it is.
+    here. A subclass of torch's layers is converted where its forward is torch's. timm's ``BatchNormAct2d`` keeps its
+    dropout and activation; a ReLU is applied in the layer's own pass. Layers that are Momentum BatchNorm already get
+    ``total_iters`` and those options that are given; all else of them stays as it is.
 
     Args:
         module: the network, or a single BatchNorm.
@@ -142,7 +144,7 @@ def convert_batchnorm(
         group = options.process_group
         if origin.layer_class is SyncBatchNorm and group is None:
             group = origin.group_name or _default_group()
-        layer.__class__ = next((ours for theirs, _, ours in _BY_RANK if isinstance(layer, theirs)), BatchNorm)
+        layer.__class__ = _batch_norm_class(layer)
         layer._configure(Options(activation=options.activation, inplace=options.inplace, process_group=group))
         layer.momentum = origin.momentum
         layer.__dict__["_origin"] = origin
@@ -179,7 +181,7 @@ def revert_momentum_batchnorm(module: Network) -> Network:
                 f"cannot revert {path}: torch's BatchNorm has no activation (got activation={layer.activation!r}); "
                 "only layers with activation=None can be reverted"
             )
-        _check_replaceable(path, layer, (NormLayer.forward,))
+        _check_replaceable(path, layer, (NormLayer.forward, NormAct.forward))
     origins = [_origin(layer) for _, layer in layers]
     groups = [None if origin.group_name is None else _group_named(origin.group_name) for origin in origins]
     for (_, layer), origin, group in zip(layers, origins, groups, strict=True):
@@ -200,7 +202,7 @@ def _check_convertible(path: str, layer: _BatchNorm, options: Options) -> None:
         raise ValueError(
             f"cannot convert {path}: {type(layer).__name__} is uninitialised, run a forward pass before converting"
         )
-    _check_replaceable(path, layer, (_BatchNorm.forward, SyncBatchNorm.forward, NormLayer.forward))
+    _check_replaceable(path, layer, (_BatchNorm.forward, SyncBatchNorm.forward, NormLayer.forward, NormAct.forward))
     try:
         options.check(layer.num_features, layer.eps)
     except ValueError as error:
@@ -210,7 +212,7 @@ def _check_convertible(path: str, layer: _BatchNorm, options: Options) -> None:
 def _check_replaceable(path: str, layer: _BatchNorm, known: tuple[Callable[..., Any], ...]) -> None:
     if parametrize.is_parametrized(layer):
         raise ValueError(f"cannot replace {path}: it is parametrized, remove its parametrizations first")
-    if type(layer).forward not in known:
+    if type(layer).forward not in known and not is_norm_act(layer):
         raise ValueError(
             f"cannot replace {path}: {type(layer).__name__} has a forward of its own, which would be lost; "
             "only layers with the forward of the class that they extend can be replaced"
@@ -227,11 +229,23 @@ def _convert(layer: _BatchNorm, options: Options) -> None:
             inplace=options.inplace or layer.inplace,
             process_group=options.process_group or layer.process_group,
         )
-    layer.__class__ = next((ours for theirs, ours, _ in _BY_RANK if isinstance(layer, theirs)), MomentumBatchNorm)
+    layer.__class__ = _momentum_class(layer)
     assert isinstance(layer, MomentumBatchNorm)
     layer._configure(options)
     layer._register_own_state()
     layer.__dict__["_origin"] = origin
+
+
+def _momentum_class(layer: _BatchNorm) -> type[MomentumBatchNorm]:
+    if is_norm_act(layer):
+        return MomentumBatchNormAct2d
+    return next((ours for theirs, ours, _ in _BY_RANK if isinstance(layer, theirs)), MomentumBatchNorm)
+
+
+def _batch_norm_class(layer: _BatchNorm) -> type[BatchNorm]:
+    if is_norm_act(layer):
+        return BatchNormAct2d
+    return next((ours for theirs, _, ours in _BY_RANK if isinstance(layer, theirs)), BatchNorm)
 
 
 def _take_origin(layer: _BatchNorm) -> _Origin:
