@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._effects import is_untouched
+from ._options import Activation
 from ._stand_in import configured
 from .batch_norm import BatchNorm2d
 from .momentum_batch_norm import MomentumBatchNorm2d
@@ -36,7 +37,7 @@ class NormAct(nn.Module):
 
     drop: nn.Module
     act: nn.Module
-    activation: str | None
+    activation: Activation | None
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002 (torch's name)
         """Normalises, adds the residual, drops and activates.

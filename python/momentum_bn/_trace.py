@@ -266,10 +266,10 @@ class _Recorder(fx.Tracer):
 
     # What torch.fx asks of a tracer.
 
-    def create_args_for_root(  # type: ignore[override]
+    def create_args_for_root(
         self,
         root_fn: Callable[..., Any],
-        is_module: bool,
+        is_module: bool,  # noqa: ARG002
         concrete_args: Any = None,  # noqa: ARG002
     ) -> tuple[Callable[..., Any], list[Any]]:
         call, network = self._call, self._network
@@ -349,7 +349,7 @@ class _Recorder(fx.Tracer):
             return value
 
         own = vars(torch.nn.Module).get("__getattribute__")
-        torch.nn.Module.__getattribute__ = read  # type: ignore[method-assign]
+        torch.nn.Module.__getattribute__ = read  # type: ignore[assignment,method-assign]
         try:
             yield
         finally:
@@ -398,7 +398,7 @@ class _OnlyRecorded(TorchFunctionMode):
         func: Any,
         types: Any,
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,  # noqa: ARG002
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if threading.get_ident() != self._recorder._thread:
@@ -515,7 +515,7 @@ class _Snapshot:
 
 
 def _same_numpy_random(ours: Any, theirs: Any) -> bool:
-    return ours[1].tobytes() == theirs[1].tobytes() and ours[2:] == theirs[2:]
+    return bool(ours[1].tobytes() == theirs[1].tobytes() and ours[2:] == theirs[2:])
 
 
 def _same_things(ours: Any, theirs: Any) -> bool:
