@@ -18,7 +18,7 @@ void write_momentum(const at::Tensor& momentum, double value) {
   }
 }
 
-/// The weight of the batch now.
+/// Returns the weight of the batch now.
 double current_momentum(const State& state) {
   const double momentum = read_momentum(state.momentum);
   return momentum >= 0 ? momentum : 1.0 / static_cast<double>(*state.cur_iter.const_data_ptr<int64_t>() + 1);

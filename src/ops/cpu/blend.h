@@ -8,23 +8,23 @@
 
 #include <ATen/core/Tensor.h>
 
-// How a batch is blended with running statistics: from a layer's tensors to what the kernels are told, and back.
+// This file leads from a layer's tensors to what the kernels are told of the blend with running statistics, and back.
 
 namespace momentum_bn::cpu {
 
-/// cur_iter += 1 and the momentum that belongs to it.
+/// Adds 1 to cur_iter and sets the momentum that belongs to it.
 void advance_schedule(at::Tensor& cur_iter, at::Tensor& momentum, int64_t total_iters, Schedule schedule);
 
 /// Blends with the state and takes the batch into it.
 class StateBlend {
  public:
-  /// @param values_per_channel  of all that the statistics are taken over
+  /// @param values_per_channel  over all that the statistics are taken over
   StateBlend(double values_per_channel, at::ScalarType accumulate, State& state, const Config& config);
   StateBlend(const StateBlend&) = delete;
   StateBlend& operator=(const StateBlend&) = delete;
 
   const kernels::BlendArgs& args() const { return args_; }
-  /// Counts the forward; to be called once all channels are done.
+  /// Counts the forward. Must be called once all channels are done.
   void finish();
 
  private:

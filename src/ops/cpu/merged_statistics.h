@@ -6,7 +6,8 @@
 
 namespace momentum_bn::cpu {
 
-/// Mean, sum of squared deviations from it (one per channel) and number of values per channel, of all ranks of a group.
+/// The mean, the sum of squared deviations from it (one per channel) and the number of values per channel, over all
+/// ranks of a group.
 struct MergedStatistics {
   std::vector<double> mean;
   std::vector<double> m2;
