@@ -15,7 +15,7 @@ struct InstructionSet {
   const KernelTable* table;
 };
 
-/// All that were built, the least first.
+/// Returns all that were built, the least first.
 const std::vector<InstructionSet>& built() {
   static const std::vector<InstructionSet> sets = {
 #define MOMENTUM_BN_INSTRUCTION_SET(name, runs_here) {#name, &table_##name()},

@@ -10,12 +10,12 @@
 #include <tuple>
 #include <type_traits>
 
-// Included by sources that are compiled once per instruction set: everything lies in a namespace of that instruction
-// set, so that no inline function compiled for one can stand in for another's.
+// This file is included by sources that are compiled once per instruction set. Everything lies in a namespace of that
+// instruction set, so that no inline function compiled for one can stand in for another's.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// For what loops over values call: they are fast only where it is part of them, and compilers inline less the larger
+/// Marks what loops over values call: they are fast only where it is part of them, and compilers inline less the larger
 /// a source is.
 #define MOMENTUM_BN_INLINE [[gnu::always_inline]] inline
 
@@ -34,7 +34,7 @@ inline constexpr float kStoredAsZero<c10::Half> = 0x1p-25F;
 /// A register's worth of bits, with integer arithmetic on its 32-bit lanes (a vector type of GCC and Clang).
 using Bits [[gnu::vector_size(sizeof(at::vec::Vectorized<float>))]] = uint32_t;
 
-/// Else the processor may have 16.
+/// Whether the processor has 32 vector registers for sure; else it may have 16.
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr bool kHas32Registers = true;
 #else
@@ -53,7 +53,7 @@ MOMENTUM_BN_INLINE void stream_bits(void* to, const Bits& bits) {
 #endif
 }
 
-/// Types that are worth a variant of the kernels which streams.
+/// Whether a type is worth a variant of the kernels which streams.
 template <typename T>
 constexpr bool kStreams = std::is_same_v<T, float> || std::is_same_v<T, c10::BFloat16>;
 
@@ -68,7 +68,7 @@ inline bool can_stream_to(const void* to) { return reinterpret_cast<uintptr_t>(t
 /// Asks for the cache line of `address`, any address, to be brought into the second-level cache, for what is read soon.
 MOMENTUM_BN_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
-/// As many values as a register of T holds, in Accumulate<T>: one register, or two for the 16-bit types.
+/// Holds as many values as a register of T does, in Accumulate<T>: in one register, or in two for the 16-bit types.
 template <typename T>
 struct Pack {
   using A = Accumulate<T>;
@@ -80,16 +80,19 @@ struct Pack {
 
   MOMENTUM_BN_INLINE static Pack all(A value) {
     Pack p;
-    for (auto& r : p.v) r = V(value);
+    for (auto& r : p.v) {
+      r = V(value);
+    }
     return p;
   }
 
   MOMENTUM_BN_INLINE static Pack load(const T* from) { return widen(at::vec::Vectorized<T>::loadu(from)); }
-  /// The first `count` values; the rest is 0.
+  /// Loads the first `count` values; the rest is 0.
   MOMENTUM_BN_INLINE static Pack load(const T* from, int64_t count) {
     return widen(at::vec::Vectorized<T>::loadu(from, count));
   }
-  /// The same values as load, in an order of their own that is the same for all packs: cheaper, where that will do.
+  /// Loads the same values as load, in an order of their own that is the same for all packs: that is cheaper, where it
+  /// will do.
   MOMENTUM_BN_INLINE static Pack load_any_order(const T* from) {
     if constexpr (kReorders) {
       Bits bits;
@@ -108,13 +111,15 @@ struct Pack {
       return load(from, count);
     }
   }
-  /// Where that order has the i-th value of a pack.
+  /// Tells where that order has the i-th value of a pack.
   static constexpr int64_t place(int64_t i) { return kReorders ? i / 2 + i % 2 * V::size() : i; }
 
-  /// Values that are stored in the accumulate type already.
+  /// Loads values that are stored in the accumulate type already.
   MOMENTUM_BN_INLINE static Pack load_wide(const A* from) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = V::loadu(from + i * V::size());
+    for (int i = 0; i < kRegisters; ++i) {
+      p.v[i] = V::loadu(from + i * V::size());
+    }
     return p;
   }
 
@@ -128,9 +133,11 @@ struct Pack {
   }
   MOMENTUM_BN_INLINE void store(T* to, int64_t count) const { narrow().store(to, static_cast<int>(count)); }
   MOMENTUM_BN_INLINE void store_wide(A* to) const {
-    for (int i = 0; i < kRegisters; ++i) v[i].store(to + i * V::size());
+    for (int i = 0; i < kRegisters; ++i) {
+      v[i].store(to + i * V::size());
+    }
   }
-  /// What load_any_order read goes back to its places.
+  /// Writes what load_any_order read back to its places.
   template <bool kStream>
   MOMENTUM_BN_INLINE void store_any_order(T* to) const {
     const Bits bits = narrow_any_order();
@@ -146,7 +153,7 @@ struct Pack {
     std::memcpy(to, &bits, static_cast<size_t>(count) * sizeof(T));
   }
 
-  /// 0 in place of all values from `count` on.
+  /// Returns the pack with 0 in place of all values from `count` on.
   MOMENTUM_BN_INLINE Pack first(int64_t count) const {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) {
@@ -157,27 +164,35 @@ struct Pack {
 
   MOMENTUM_BN_INLINE friend Pack operator+(const Pack& a, const Pack& b) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = a.v[i] + b.v[i];
+    for (int i = 0; i < kRegisters; ++i) {
+      p.v[i] = a.v[i] + b.v[i];
+    }
     return p;
   }
   MOMENTUM_BN_INLINE friend Pack operator-(const Pack& a, const Pack& b) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = a.v[i] - b.v[i];
+    for (int i = 0; i < kRegisters; ++i) {
+      p.v[i] = a.v[i] - b.v[i];
+    }
     return p;
   }
   MOMENTUM_BN_INLINE friend Pack operator*(const Pack& a, const Pack& b) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = a.v[i] * b.v[i];
+    for (int i = 0; i < kRegisters; ++i) {
+      p.v[i] = a.v[i] * b.v[i];
+    }
     return p;
   }
-  /// a * b + c
+  /// Returns a * b + c.
   MOMENTUM_BN_INLINE friend Pack multiply_add(const Pack& a, const Pack& b, const Pack& c) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = at::vec::fmadd(a.v[i], b.v[i], c.v[i]);
+    for (int i = 0; i < kRegisters; ++i) {
+      p.v[i] = at::vec::fmadd(a.v[i], b.v[i], c.v[i]);
+    }
     return p;
   }
-  /// (x - center) * scale + shift with the same bits for every instruction set: fused for float, in two steps for
-  /// double.
+  /// Returns (x - center) * scale + shift with the same bits for every instruction set: it is fused for float, and done
+  /// in two steps for double.
   MOMENTUM_BN_INLINE friend Pack normalized(const Pack& x, const Pack& center, const Pack& scale, const Pack& shift) {
     Pack p;
     for (int i = 0; i < kRegisters; ++i) {
@@ -190,21 +205,25 @@ struct Pack {
     }
     return p;
   }
-  /// (g - offset - d * slope) * scale, d being x - center
+  /// Returns (g - offset - d * slope) * scale, where d is x - center.
   MOMENTUM_BN_INLINE friend Pack input_gradient(const Pack& g, const Pack& d, const Pack& minus_slope,
                                                 const Pack& offset, const Pack& scale) {
     return multiply_add(d, minus_slope, g - offset) * scale;
   }
-  /// max(0, a), NaN where a is NaN.
+  /// Returns max(0, a), and NaN where a is NaN.
   MOMENTUM_BN_INLINE friend Pack relu(const Pack& a) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = at::vec::clamp_min(a.v[i], V(0));
+    for (int i = 0; i < kRegisters; ++i) {
+      p.v[i] = at::vec::clamp_min(a.v[i], V(0));
+    }
     return p;
   }
-  /// 0 where y is stored as 0 or less, else g: also where y is NaN, as in torch's threshold_backward.
+  /// Returns 0 where y is stored as 0 or less, else g, also where y is NaN, as in torch's threshold_backward.
   MOMENTUM_BN_INLINE friend Pack masked(const Pack& y, const Pack& g) {
     Pack p;
-    for (int i = 0; i < kRegisters; ++i) p.v[i] = V::blendv(g.v[i], V(0), y.v[i] <= V(kStoredAsZero<T>));
+    for (int i = 0; i < kRegisters; ++i) {
+      p.v[i] = V::blendv(g.v[i], V(0), y.v[i] <= V(kStoredAsZero<T>));
+    }
     return p;
   }
 
@@ -219,10 +238,10 @@ struct Pack {
     return p;
   }
 
-  /// Rounded once.
+  /// Returns a * b + c, rounded once.
   MOMENTUM_BN_INLINE static V fused(const V& a, const V& b, const V& c) {
 #if defined(CPU_CAPABILITY_DEFAULT) && defined(__x86_64__)
-    // No such instruction. The product is exact in double.
+    // There is no such instruction. The product is exact in double.
     V result;
     for (int64_t i = 0; i < V::size(); ++i) {
       result[static_cast<int>(i)] =
@@ -260,8 +279,8 @@ struct Pack {
     }
   }
 
-  /// To nearest, ties to even. A NaN stays one: those that arithmetic brings forth, and those of bfloat16 values, have
-  /// no bits that a carry could start from.
+  /// Rounds to nearest, ties to even. A NaN stays one: those that arithmetic brings forth, and those of bfloat16
+  /// values, have no bits that a carry could start from.
   MOMENTUM_BN_INLINE static Bits rounded_to_upper_half(const V& value) {
     const auto bits = std::bit_cast<Bits>(value);
     return bits + ((bits >> 16) & 1) + 0x7fff;
