@@ -96,7 +96,8 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
             gathered = None
             if group is not None and torch.compiler.is_compiling():
                 gathered = _all_gathered(_batch_statistics(input), group)
-                group = None
+                if self.detach_statistics:
+                    group = None  # the backward pass asks the others for nothing
             train = _forward_train_ if may_overwrite else _forward_train
             out = train(
                 input,

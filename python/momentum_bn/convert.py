@@ -138,7 +138,7 @@ def convert_batchnorm(
     options.check(num_features=0, eps=1e-5)
     layers = list(_layers(module, lambda layer: isinstance(layer, _BatchNorm) and not isinstance(layer, NormLayer)))
     for path, layer in layers:
-        _check_convertible(path, layer, options)
+        _check_convertible(path, layer, replace(options, momentum=layer.momentum))
     for _, layer in layers:
         origin = _take_origin(layer)
         group = options.process_group
@@ -157,11 +157,12 @@ def revert_momentum_batchnorm(module: Network) -> Network:
     The layer objects, their parameters, running statistics, hooks and flags stay, as in
     :func:`convert_momentum_batchnorm`; the schedule and remembered views are dropped. A converted layer gets its class
     and momentum back, a ``SyncBatchNorm`` its process group, too; any other becomes torch's layer of its rank (of any
-    rank: ``SyncBatchNorm`` over the layer's ``process_group``) with torch's momentum of 0.1. Only ``SyncBatchNorm``
+    rank: ``SyncBatchNorm`` over the layer's ``process_group``): a Momentum BatchNorm with torch's momentum of 0.1, a
+    BatchNorm with its own. Only ``SyncBatchNorm``
     synchronises.
 
     Args:
-        module: the network, or a single Momentum BatchNorm.
+        module: the network, or a single layer.
 
     Returns:
         ``module``.

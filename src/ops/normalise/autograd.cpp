@@ -89,6 +89,21 @@ class Inputs {
   size_t edge_ = 1;  // behind x
 };
 
+/// Whether the backward pass adds up over the ranks of a group.
+template <typename Train>
+bool backward_asks_group(const Train& call) {
+  return !call.detach_statistics && call.process_group && ranks_of_process_group(*call.process_group) > 1;
+}
+
+/// at:: operations know no collective, so would take the other ranks' statistics for constants.
+template <typename Train>
+void check_composite(const Train& call) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!backward_asks_group(call),
+                              "torch.func and forward-mode derivatives through the statistics of a process_group are "
+                              "not supported: use autograd's backward pass, process_group=None, or a layer whose "
+                              "statistics are detached");
+}
+
 /// Saves for the backward pass what its inputs need, and no more. x: where weight takes a gradient, or x itself does
 /// and the statistics are not constant. The activation's mask comes from x where x is kept anyway and no residual was
 /// added to it, else from y.
@@ -103,9 +118,8 @@ void save_for_backward(AutogradContext* ctx, const Train& call, const at::Tensor
                           mask_from_x ? tensor_or_none(call.bias) : at::Tensor(), saved});
   ctx->saved_data["activation"] =
       call.activation ? std::optional<std::string>(std::string(*call.activation)) : std::nullopt;
-  ctx->saved_data["group"] = !call.detach_statistics && call.process_group
-                                 ? std::optional<std::string>(std::string(*call.process_group))
-                                 : std::nullopt;
+  ctx->saved_data["group"] =
+      backward_asks_group(call) ? std::optional<std::string>(std::string(*call.process_group)) : std::nullopt;
   Inputs::save(ctx, {&call.residual, &call.weight, &call.bias});
 }
 
@@ -131,8 +145,8 @@ Gradients own_gradients(const ops::Backward& call) {
 
 /// The same through the statistics of a group: its ranks' sums are added up in one collective.
 Gradients gradients_in_group(const ops::Backward& call, const std::string& group) {
-  TORCH_CHECK(!records(call.dy, {&call.x, &call.weight}),
-              "a gradient of the gradient through the statistics of a process_group is not supported");
+  TORCH_CHECK_NOT_IMPLEMENTED(!records(call.dy, {&call.x, &call.weight}),
+                              "a gradient of the gradient through the statistics of a process_group is not supported");
   auto [sums, dweight, dbias, dresidual] = ops::call(ops::as<ops::GradientSums>(call));
   at::Tensor dx;
   // The others wait for this rank's sums, whatever it needs itself.
@@ -290,6 +304,7 @@ struct FunctionalNode : Function<FunctionalNode> {
 
 std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) {
   if (needs_composite(call.x, {&call.residual, &call.weight, &call.bias})) {
+    check_composite(call);
     return composite::forward_train(call);
   }
   if (!records(call.x, {&call.residual, &call.weight, &call.bias})) {
@@ -301,6 +316,7 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) 
 
 at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
   if (needs_composite(call.x, {&call.residual, &call.weight, &call.bias})) {
+    check_composite(call);
     auto [y, saved] = composite::forward_train(ops::as<ops::ForwardTrain>(call));
     call.x.copy_(y);
     return saved;

@@ -22,7 +22,8 @@
 // values per channel; float64 where the device has it. `_group_statistics`: (ranks, 2C + 1), those of all processes of
 // a c10d group. A training forward in a group is given its name as `process_group`, and gathers them itself, in one
 // collective. Or it is given them, as `group_statistics`, where a graph is made: gathered by torch's own operator,
-// which a compiler knows for a collective and never moves past another.
+// which a compiler knows for a collective and never moves past another. `process_group` beside them is then the group
+// over which the backward pass adds up, where the statistics take gradients.
 //
 // `_gradient_sums` and `_gradient_of_input` are the two halves of `_backward` through the statistics of a group,
 // between which the ranks' `sums` are added up: (2, C), the sums of g and of g * (x - mean), where g is dy behind the
