@@ -192,7 +192,7 @@ class RandomNetwork(nn.Module):
         if self.outputs == 0:
             return made[-1]
         if self.outputs == 1:
-            return {"last": made[-1], "all": made[:: 2], "views": (made[-1][:, :1],)}
+            return {"last": made[-1], "all": made[::2], "views": (made[-1][:, :1],)}
         return values[-self.outputs :]
 
 

@@ -122,9 +122,7 @@ def test_layouts(layout, activation):
     for shape, with_residual in itertools.product(SHAPES, [False, True]):
         x, residual, g = (as_layout(randn(*shape, seed=seed), layout) for seed in range(3))
         options = {"activation": activation, "dtype": torch.float64}
-        results = [
-            step(layer(x, **options), x, residual if with_residual else None, g) for layer in (ours, torchs)
-        ]
+        results = [step(layer(x, **options), x, residual if with_residual else None, g) for layer in (ours, torchs)]
         assert_close(*results, **EXACT)
         assert results[0]["y"].stride() == suggested_strides(x * 1)
         # Each operand in a layout of its own.
