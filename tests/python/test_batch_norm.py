@@ -342,7 +342,7 @@ def away_from_zero(y: Tensor) -> Tensor:
     return torch.where(y >= 0, y + 0.5, y - 0.5).detach() - y.detach()
 
 
-def check_inputs(layer: nn.Module, shape: tuple[int, ...], activation: str | None) -> list[Tensor]:
+def check_inputs(layer: nn.Module, shape: tuple[int, ...], activation: str | None) -> list[Tensor]:  # noqa: ARG001
     x = randn(*shape)
     parameters = [p.detach().clone() for p in layer.parameters()]
     plain = copy.deepcopy(layer)
@@ -418,7 +418,7 @@ def test_detached_statistics_are_the_default_of_the_momentum_layer(momentum):
 @EVERY_LAYER
 @pytest.mark.parametrize("options", [{}, {"activation": "relu"}], ids=str)
 def test_forward_mode_and_transforms(kind, options):
-    """Dual numbers, and torch.func's vjp, jvp, jacrev, jacfwd and hessian, against autograd through plain operations."""
+    """Dual numbers, and torch.func's vjp, jvp, jacrev, jacfwd and hessian, against autograd through plain code."""
     shape = (4, 3)
     layer = LAYERS_THROUGH_STATISTICS[kind](shape, **options)
     x, tangent, residual, g = (randn(*shape, seed=seed) for seed in range(4))
@@ -431,7 +431,7 @@ def test_forward_mode_and_transforms(kind, options):
         dual = forward_ad.unpack_dual(mine(forward_ad.make_dual(x, tangent)))
         assert_close((dual.primal, dual.tangent), (primal, expected), **close)
     assert_close(func.jvp(mine, (x,), (tangent,))[1], expected, **close)
-    y, pull_back = func.vjp(mine, x)
+    _, pull_back = func.vjp(mine, x)
     assert_close(pull_back(g)[0], torch.autograd.functional.vjp(theirs, x, g)[1], **close)
     for transform in (func.jacrev, func.jacfwd):
         assert_close(transform(mine)(x), torch.autograd.functional.jacobian(theirs, x), **close)

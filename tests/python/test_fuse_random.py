@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from random_networks import CHANGES, OPERATIONS, SHAPE, Change, Choice, RandomNetwork, moved
 from torch import Tensor, nn
 
 import momentum_bn
 from momentum_bn.fuse import FusedForward
+from random_networks import CHANGES, OPERATIONS, SHAPE, Change, Choice, RandomNetwork, moved
 
 # `FUSE_EXAMPLES=10000` for a night.
 EXAMPLES = int(os.environ.get("FUSE_EXAMPLES", "150"))
