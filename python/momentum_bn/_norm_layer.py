@@ -156,7 +156,11 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
         return torch.relu(y) if self.activation == "relu" else y
 
     def _may_overwrite(
-        self, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None  # noqa: A002
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
     ) -> bool:
         """Whether no gradient that is recorded needs the input again."""
         if not torch.is_grad_enabled():
@@ -164,7 +168,7 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
         if weight is not None and weight.requires_grad:
             return False
         if not self.detach_statistics and (self.training or self._buffers["running_mean"] is None):
-            others = (input, residual, bias)
+            others = (x, residual, bias)
             if any(tensor is not None and tensor.requires_grad for tensor in others):
                 return False
         # Selective checkpointing is a dispatch mode that keeps what operators return: one that returns its result in x

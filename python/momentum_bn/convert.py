@@ -109,8 +109,8 @@ def convert_batchnorm(
     """Makes every torch BatchNorm in a network one of this library, in place: the same numbers in fewer passes.
 
     The layer objects stay the same and only change their class, as in :func:`convert_momentum_batchnorm`; their
-    ``momentum`` stays, too. A ``SyncBatchNorm`` becomes a :class:`momentum_bn.BatchNorm`, which takes any rank, over the
-    same process group. Layers of this library stay as they are.
+    ``momentum`` stays, too. A ``SyncBatchNorm`` becomes a :class:`momentum_bn.BatchNorm`, which takes any rank, over
+    the same process group. Layers of this library stay as they are.
 
     Args:
         module: the network, or a single BatchNorm.
@@ -238,8 +238,9 @@ def _convert(layer: _BatchNorm, options: Options) -> None:
 def _take_origin(layer: _BatchNorm) -> _Origin:
     """What a layer is, or was as torch's; takes away the attributes that it would have as another's."""
     if isinstance(layer, BatchNorm):
-        momentum = layer.__dict__.pop("_momentum")
-        return _origin(layer)._replace(momentum=momentum)
+        origin = _origin(layer)
+        del layer._momentum
+        return origin
     group = layer.__dict__.pop("process_group", None)  # a SyncBatchNorm's
     # A group's name stands for it: the group itself could not be copied.
     return _Origin(type(layer), layer.__dict__.pop("momentum"), None if group is None else group.group_name)
@@ -252,18 +253,15 @@ def _origin(layer: NormLayer) -> _Origin:
         layer_class = next((theirs for theirs, _, _ in _BY_RANK if isinstance(layer, theirs)), SyncBatchNorm)
         group_name = layer.process_group if layer_class is SyncBatchNorm else None
         origin = _Origin(layer_class, _TORCH_MOMENTUM, group_name)
-    return origin._replace(momentum=layer._momentum) if "_momentum" in layer.__dict__ else origin
+    return origin._replace(momentum=layer.momentum) if isinstance(layer, BatchNorm) else origin
 
 
 def _revert(layer: NormLayer, origin: _Origin, group: Any) -> None:
-    if isinstance(layer, MomentumBatchNorm):
-        names = (*OWN_STATE, *CONFIGURATION)
-    else:
-        names = (*batch_norm.CONFIGURATION, "_momentum")
-    for name in names:
+    is_momentum = isinstance(layer, MomentumBatchNorm)
+    for name in (*OWN_STATE, *CONFIGURATION) if is_momentum else (*batch_norm.CONFIGURATION, "_momentum"):
         delattr(layer, name)
     layer.__dict__.pop("_origin", None)
-    layer.__class__ = origin.layer_class
+    layer.__class__ = origin.layer_class  # type: ignore[assignment]  # torch's layer in place of ours
     layer.momentum = origin.momentum
     if isinstance(layer, SyncBatchNorm):
         layer.process_group = group

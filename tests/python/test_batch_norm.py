@@ -122,9 +122,7 @@ def test_layouts(layout, activation):
     for shape, with_residual in itertools.product(SHAPES, [False, True]):
         x, residual, g = (as_layout(randn(*shape, seed=seed), layout) for seed in range(3))
         options = {"activation": activation, "dtype": torch.float64}
-        results = [
-            step(layer(x, **options), x, residual if with_residual else None, g) for layer in (ours, torchs)
-        ]
+        results = [step(layer(x, **options), x, residual if with_residual else None, g) for layer in (ours, torchs)]
         assert_close(*results, **EXACT)
         assert results[0]["y"].stride() == suggested_strides(x * 1)
         # Each operand in a layout of its own.
@@ -344,7 +342,7 @@ def away_from_zero(y: Tensor) -> Tensor:
     return torch.where(y >= 0, y + 0.5, y - 0.5).detach() - y.detach()
 
 
-def check_inputs(layer: nn.Module, shape: tuple[int, ...], activation: str | None) -> list[Tensor]:
+def check_inputs(layer: nn.Module, shape: tuple[int, ...]) -> list[Tensor]:
     x = randn(*shape)
     parameters = [p.detach().clone() for p in layer.parameters()]
     plain = copy.deepcopy(layer)
@@ -359,7 +357,7 @@ def check_inputs(layer: nn.Module, shape: tuple[int, ...], activation: str | Non
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 def test_finite_differences(kind, shape, activation, check):
     layer = LAYERS_THROUGH_STATISTICS[kind](shape, activation=activation)
-    assert check(pure(layer), check_inputs(layer, shape, activation), fast_mode=len(shape) > 3)
+    assert check(pure(layer), check_inputs(layer, shape), fast_mode=len(shape) > 3)
 
 
 @EVERY_LAYER
@@ -420,7 +418,7 @@ def test_detached_statistics_are_the_default_of_the_momentum_layer(momentum):
 @EVERY_LAYER
 @pytest.mark.parametrize("options", [{}, {"activation": "relu"}], ids=str)
 def test_forward_mode_and_transforms(kind, options):
-    """Dual numbers, and torch.func's vjp, jvp, jacrev, jacfwd and hessian, against autograd through plain operations."""
+    """Dual numbers, torch.func's vjp, jvp, jacrev, jacfwd and hessian, against autograd through plain operations."""
     shape = (4, 3)
     layer = LAYERS_THROUGH_STATISTICS[kind](shape, **options)
     x, tangent, residual, g = (randn(*shape, seed=seed) for seed in range(4))
@@ -433,7 +431,7 @@ def test_forward_mode_and_transforms(kind, options):
         dual = forward_ad.unpack_dual(mine(forward_ad.make_dual(x, tangent)))
         assert_close((dual.primal, dual.tangent), (primal, expected), **close)
     assert_close(func.jvp(mine, (x,), (tangent,))[1], expected, **close)
-    y, pull_back = func.vjp(mine, x)
+    _, pull_back = func.vjp(mine, x)
     assert_close(pull_back(g)[0], torch.autograd.functional.vjp(theirs, x, g)[1], **close)
     for transform in (func.jacrev, func.jacfwd):
         assert_close(transform(mine)(x), torch.autograd.functional.jacobian(theirs, x), **close)
