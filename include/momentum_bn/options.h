@@ -61,6 +61,9 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   /// One all_gather per training forward, none in backward or evaluation. All ranks must run the same training
   /// forwards. nullopt: this process alone.
   TORCH_ARG(std::optional<std::string>, process_group) = std::nullopt;
+  /// false: gradients flow through the batch's share of the statistics, as in torch's BatchNorm; with a `process_group`
+  /// that takes one all_reduce in the backward pass.
+  TORCH_ARG(bool, detach_statistics) = true;
   /// false: an affine layer without a bias.
   TORCH_ARG(bool, bias) = true;
   TORCH_ARG(std::optional<c10::Device>, device) = std::nullopt;
