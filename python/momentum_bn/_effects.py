@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Kind", "describe", "is_layer", "is_plain_layer", "is_quiet", "is_untouched", "module_kind"]
+__all__ = [
+    "Kind",
+    "describe",
+    "is_layer",
+    "is_plain_layer",
+    "is_quiet",
+    "is_untouched",
+    "module_kind",
+    "returns_tensors",
+]
 
 _HOOKS = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -25,7 +34,7 @@ class Kind(enum.Enum):
     FRESH = enum.auto()
     """A tensor in memory that nobody else has. The arguments are only read, and not kept beyond autograd's needs."""
     SAME = enum.auto()
-    """Its first argument, a tensor, itself; perhaps written to."""
+    """Its first argument itself, perhaps written to."""
     ALIAS = enum.auto()
     """A view of its arguments, or one of them, or a copy, or several of those."""
     METADATA = enum.auto()
@@ -97,7 +106,7 @@ _IN_PLACE_FUNCTIONS = {
 _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow}
 
 _ALIAS_NAMES = {
-    *("chunk", "detach", "flatten", "flip", "max", "min", "moveaxis", "movedim", "narrow", "permute", "reshape"),
+    *("chunk", "detach", "flatten", "flip", "moveaxis", "movedim", "narrow", "permute", "reshape"),
     *("roll", "select", "split", "squeeze", "swapaxes", "t", "tensor_split", "topk", "transpose", "unbind"),
     *("unflatten", "unsqueeze"),
 }
@@ -110,7 +119,7 @@ _ALIAS_FUNCTIONS = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
     *(F.unfold, torch.einsum),
 }
-_RETURN_SEVERAL = {"chunk", "max", "min", "split", "tensor_split", "topk", "unbind"}
+_RETURN_SEVERAL = {"chunk", "split", "tensor_split", "topk", "unbind"}
 
 _METADATA_METHODS = {
     *("dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point", "ndimension"),
@@ -169,7 +178,9 @@ def describe(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Kind, bool]:
     kind = _kind(node, modules)
     if kind is Kind.ALIAS:
         return kind, _is_one_tensor(node)
-    return kind, kind in (Kind.INPUT, Kind.FRESH, Kind.SAME)
+    if kind is Kind.SAME:
+        return kind, _is_tensor(node.args[0])
+    return kind, kind in (Kind.INPUT, Kind.FRESH)
 
 
 def module_kind(module: nn.Module) -> Kind:
@@ -198,8 +209,8 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Kind:
         return Kind.INPUT
     if node.op == "call_module":
         module = modules.get(str(node.target))
-        kind = Kind.UNKNOWN if module is None else module_kind(module)
-        return kind if _is_called_with_tensor(node) else Kind.UNKNOWN
+        # What is known are modules that fail unless they are called with a tensor, and Identity.
+        return Kind.UNKNOWN if module is None or not _is_called_with_value(node) else module_kind(module)
     if node.op == "call_method":
         return _kind_of_method(node)
     if node.op == "call_function":
@@ -242,8 +253,8 @@ def _kind_of_function(node: fx.Node) -> Kind:
     if function in _FRESH_FUNCTIONS:
         if not _inplace_argument(node):
             return Kind.FRESH
-        return Kind.SAME if _is_called_with_tensor(node) else Kind.UNKNOWN
-    if function in _IN_PLACE_FUNCTIONS and _is_called_with_tensor(node):
+        return Kind.SAME if _is_called_with_value(node) else Kind.UNKNOWN
+    if function in _IN_PLACE_FUNCTIONS and _is_called_with_value(node):
         return Kind.SAME
     if function in _ALIAS_FUNCTIONS:
         return Kind.ALIAS
@@ -268,8 +279,8 @@ def _inplace_argument(node: fx.Node) -> bool:
     return node.kwargs.get("inplace", False) is not False
 
 
-def _is_called_with_tensor(node: fx.Node) -> bool:
-    return bool(node.args) and _is_tensor(node.args[0])
+def _is_called_with_value(node: fx.Node) -> bool:
+    return bool(node.args) and isinstance(node.args[0], fx.Node)
 
 
 def _is_tensor(argument: Any) -> bool:
@@ -288,10 +299,14 @@ def _is_one_tensor(node: fx.Node) -> bool:
     """Whether a node of kind ALIAS returns one tensor, not several."""
     first = node.args[0] if node.args else None
     if node.target is operator.getitem and not _is_tensor(first):
-        return isinstance(node.args[1], int) and isinstance(first, fx.Node) and _returns_tensors(first)
-    return _is_tensor(first) and not _returns_tensors(node)
+        return isinstance(node.args[1], int) and isinstance(first, fx.Node) and returns_tensors(first)
+    return _is_tensor(first) and not returns_tensors(node)
 
 
-def _returns_tensors(node: fx.Node) -> bool:
+def returns_tensors(node: fx.Node) -> bool:
+    """Whether the value is certainly a tuple of tensors."""
+    first = node.args[0] if node.args else None
+    if node.target is operator.getitem:
+        return isinstance(node.args[1], slice) and isinstance(first, fx.Node) and returns_tensors(first)
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name in _RETURN_SEVERAL and bool(node.args) and _is_tensor(node.args[0])
+    return name in _RETURN_SEVERAL and _is_tensor(first)

@@ -47,7 +47,7 @@ class NormAct(nn.Module):
             residual: added before dropout and activation.
         """
         if not torch.compiler.is_compiling() and _is_relu_alone(self.drop, self.act):
-            rectified: Tensor = super(NormAct, configured(self, input, relu=True)).forward(input, residual)
+            rectified: Tensor = super(NormAct, configured(self, relu=True)).forward(input, residual)
             return rectified
         y: Any = self.act(self.drop(super().forward(input, residual)))
         return y  # type: ignore[no-any-return]

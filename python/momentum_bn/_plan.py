@@ -421,4 +421,7 @@ def _fits(x: Any, residual: Any) -> bool:
 def _normalize(layer: nn.Module, relu: bool, overwrite: bool, x: Any, residual: Any = None) -> Any:
     """Calls a layer's forward as if it were configured with a ReLU, or to work in place."""
     forward = type(layer).forward
-    return forward(configured(layer, x, relu=relu, inplace=overwrite), x, residual)
+    if type(x) not in (Tensor, nn.Parameter):
+        y = forward(layer, x) if residual is None else forward(layer, x, residual)
+        return torch.relu(y) if relu else y
+    return forward(configured(layer, relu=relu, inplace=overwrite), x, residual)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 __all__ = ["configured"]
 
 Layer = TypeVar("Layer", bound=torch.nn.Module)
 
 
-def configured(layer: Layer, x: Any, *, relu: bool = False, inplace: bool = False) -> Layer:
-    """A stand-in for ``layer``, for one call with ``x``, that also rectifies or may take x's memory.
+def configured(layer: Layer, *, relu: bool = False, inplace: bool = False) -> Layer:
+    """A stand-in for ``layer``, for one call, that also rectifies or may take its input's memory.
 
     It has the layer's fields of this moment, so parameters, buffers and flags are the layer's own. The layer itself
     stays as it is: other threads may be in it.
@@ -24,6 +23,6 @@ def configured(layer: Layer, x: Any, *, relu: bool = False, inplace: bool = Fals
     fields.update(layer.__dict__)
     if relu:
         fields["activation"] = "relu"
-    if inplace and type(x) is Tensor:
+    if inplace:
         fields["inplace"] = True
     return stand_in

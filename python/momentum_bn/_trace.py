@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import operator
 import random
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from ._effects import Kind, describe, is_layer, is_untouched, module_kind
+from ._effects import Kind, describe, is_layer, is_untouched, module_kind, returns_tensors
 
 __all__ = ["Call", "Trace", "Watch", "ambient_state", "as_written", "trace"]
 
@@ -26,6 +27,7 @@ _HOOKS = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_
 # What nn.Module keeps for itself. Its `training` is an attribute like a network's own.
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _DEVICES_WITH_AUTOCAST = ("cpu", "cuda", "xpu", "mps")
+_EXAMPLES: dict[type, Any] = {Tensor: torch.empty(0, device="cpu"), tuple: ()}
 # Tracing patches classes of torch, for all threads.
 _LOCK = threading.RLock()
 
@@ -242,7 +244,7 @@ class _Recorder(fx.Tracer):
     def record(self, call: Call) -> fx.Graph:
         self._call = call
         self._ambient = _ambient_and_contexts()
-        with _OnlyRecorded(self), self._recording_reads():
+        with _OnlyRecorded(self), self._recording_reads(), _answering_isinstance():
             graph = self.trace(self._network)
         self._call = None  # type: ignore[assignment]
         if any(proxy() is not None for proxy in self._proxies):
@@ -403,6 +405,8 @@ class _OnlyRecorded(TorchFunctionMode):
         kwargs = kwargs or {}
         if threading.get_ident() != self._recorder._thread:
             return func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled:
+            return func(*args, **kwargs)  # the next operation will notice
         if not _has_proxy((args, kwargs)):
             raise Untraceable(f"it calls {getattr(func, '__name__', func)} with nothing that comes from its inputs")
         if is_tensor_method_or_property(func):
@@ -421,17 +425,10 @@ def _has_proxy(value: Any) -> bool:
 
 
 class _Recorded:
-    """What torch.fx's stand-ins would leave out: assignments in place and to attributes, and questions of class."""
+    """What torch.fx's stand-ins would leave out: assignments in place and to attributes."""
 
     node: fx.Node
     tracer: Any
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        # isinstance() asks here. A forward that does so goes on as with the tensor, or not at all.
-        if self.node.meta["is_tensor"]:
-            return Tensor
-        raise Untraceable(f"it asks for the class of what {self.node.target} returned")
 
     def __getattr__(self, name: str) -> Any:
         return _Attribute(self, name)  # type: ignore[arg-type]
@@ -468,6 +465,28 @@ class _Proxy(_Recorded, fx.Proxy):
 
 class _Attribute(_Recorded, fx.proxy.Attribute):
     """What stands for an attribute of such a value."""
+
+
+@contextmanager
+def _answering_isinstance() -> Iterator[None]:
+    """Python's isinstance() takes a stand-in for what it stands for; torch's C++ must not take it for a tensor."""
+    asked = builtins.isinstance
+
+    def answer(value: Any, classes: Any) -> bool:
+        if type(value) not in (_Proxy, _Attribute) or asked(value, classes):
+            return asked(value, classes)
+        node = value.node
+        kind = Tensor if node.meta["is_tensor"] else tuple if returns_tensors(node) else None
+        if kind is None:
+            name = getattr(node.target, "__name__", node.target)
+            raise Untraceable(f"it asks for the class of what {name} returned")
+        return asked(_EXAMPLES[kind], classes)
+
+    builtins.isinstance = answer
+    try:
+        yield
+    finally:
+        builtins.isinstance = asked
 
 
 class _Snapshot:

@@ -211,8 +211,8 @@ class FusedForward:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        parameters = inspect.signature(type(self._network()).forward).parameters
-        return inspect.Signature(list(parameters.values())[1:])
+        signature = inspect.signature(type(self._network()).forward)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def _operations_are_our_own() -> bool:

@@ -134,7 +134,9 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         # Past Module.__setattr__, which would register it.
         self.__dict__["_student"] = student
         self._statistics = statistics
-        self.module = unfuse(_copy_of(student)) if teacher is None else teacher
+        self.module = _copy_of(student) if teacher is None else teacher
+        if teacher is None:
+            unfuse(self.module)
         if statistics == "own":
             convert_momentum_batchnorm(self.module, self._total_iters, **options)
         else:
@@ -234,7 +236,7 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         if self._statistics == "student":
             norms, their_norms = _norms(self.module), _norms(student)
             _check_statistics_pair(norms, their_norms)
-            theirs += _running_statistics(student)
+            theirs = theirs + _running_statistics(student)
             for norm, their_norm in zip(norms, their_norms, strict=True):
                 if norm.num_batches_tracked is not None and their_norm.num_batches_tracked is not None:
                     norm.num_batches_tracked.copy_(their_norm.num_batches_tracked)

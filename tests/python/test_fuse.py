@@ -334,8 +334,9 @@ def test_memory_that_nobody_reads_again_is_taken(forward: Forward, taken: list[i
 def test_memory_of_others_is_not_taken(forward: Forward, taken: list[int]) -> None:
     fused, written = fused_and_written(forward)
     with torch.no_grad():
-        fused(small())
-        written(small())
+        for net in (fused, written):
+            torch.manual_seed(0)
+            net(small())
     assert not taken
     assert_nobody_can_tell(written, fused, small())
 
@@ -425,7 +426,12 @@ def test_operations_in_place_on_what_others_read() -> None:
         x += net.bn(net.conv(x))
         return net.relu(x)
 
-    check(input_is_written, bn="in place")
+    fused, written = fused_and_written(input_is_written)
+    assert fused_layers(fused) == {"bn": "in place"}
+    inputs = [small(), small()]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(inputs[0]), written(inputs[1]))
+    torch.testing.assert_close(*inputs)
 
     def view_of_the_input_is_written(net: Any, x: Tensor) -> Tensor:
         y = net.conv(x)
@@ -665,7 +671,7 @@ def test_hooks_see_what_they_would_see() -> None:
                     )
                 )
             )
-        assert len(fused_layers(fused)) < 2 or name.startswith("conv")
+        assert (Counter(fused_layers(fused).values())["relu"] == 2) is name.startswith("conv")
         with torch.no_grad():
             torch.testing.assert_close(fused(small()), written(small()))
         for ours, theirs in zip(seen[: len(seen) // 2], seen[len(seen) // 2 :], strict=True):
@@ -801,7 +807,7 @@ def test_arguments() -> None:
         def forward(  # type: ignore[override]
             self, x: Any, mask: Tensor | None = None, *, flag: bool = False, scale: float = 1.0, **more: Any
         ) -> Any:
-            if isinstance(x, list):
+            if not isinstance(x, Tensor) and isinstance(x, list | dict):
                 return [self(part) for part in x] if flag else self.relu(self.bn(self.conv(x[0]))) + x[1]
             y = self.bn(self.conv(x))
             y = y + x if mask is None else y * mask
@@ -941,7 +947,7 @@ def test_the_order_of_collectives_stays() -> None:
     net = Net(forward).double()
     assert fused_layers(fuse(net)) == {"bn": "add_relu", "bn2": "in place"}
     unfuse(net)
-    net.bn.process_group = net.bn2.process_group = "some group"
+    net.bn._process_group = net.bn2._process_group = "some group"
     assert fused_layers(fuse(net)) == {"bn": "in place", "bn2": "in place"}
 
 
@@ -989,12 +995,12 @@ def _autocast(net: Any, x: Tensor) -> Tensor:
         (lambda net, x: net.bn(x) if x.shape[0] > 2 else x, "control flow"),
         (lambda net, x: net.bn(x)[: len(x)], "len"),
         (_counts, "changes calls"),
-        (_keeps, "changes features"),
+        (_keeps, "control flow"),
         (lambda net, x: KEPT.append(x) or net.bn(x), "beyond its end"),
         (_no_grad, "context of their own"),
         (_autocast, "context of their own"),
-        (lambda net, x: checkpoint(net.bn, x, use_reentrant=False), "context of their own"),
-        (lambda net, x: checkpoint(net.bn, x, use_reentrant=True), "context of their own|checkpoint|Proxy"),
+        (lambda net, x: checkpoint(net.bn, x, use_reentrant=False), "control flow"),
+        (lambda net, x: checkpoint(net.bn, x, use_reentrant=True), "arguments"),
         (lambda net, x: net.bn(x) * random.random(), "random numbers"),
         (lambda net, x: net.bn(x) * torch.rand(()), "nothing that comes from its inputs"),
         (lambda net, x: net.bn(x).to(next(net.parameters()).dtype), "nothing that comes from its inputs"),
@@ -1015,7 +1021,7 @@ def test_what_cannot_be_traced(forward: Forward, reason: str) -> None:
     assert_same(snapshot(net), before)
     assert {id(module): dict(vars(module)) for module in net.modules()} == fields
     assert random.getstate() == state
-    assert "__getattribute__" not in vars(nn.Module)
+    assert "__getattribute__" not in vars(nn.Module) and type(isinstance) is type(len)
 
 
 KEPT_TENSOR = torch.ones(())
