@@ -1000,7 +1000,7 @@ def _autocast(net: Any, x: Tensor) -> Tensor:
         (_no_grad, "context of their own"),
         (_autocast, "context of their own"),
         (lambda net, x: checkpoint(net.bn, x, use_reentrant=False), "control flow"),
-        (lambda net, x: checkpoint(net.bn, x, use_reentrant=True), "arguments"),
+        (lambda net, x: checkpoint(net.bn, x, use_reentrant=True), "arguments|control flow"),
         (lambda net, x: net.bn(x) * random.random(), "random numbers"),
         (lambda net, x: net.bn(x) * torch.rand(()), "nothing that comes from its inputs"),
         (lambda net, x: net.bn(x).to(next(net.parameters()).dtype), "nothing that comes from its inputs"),
