@@ -84,7 +84,13 @@ def _run(net: nn.Module, x: Tensor, with_grad: bool) -> list[Tensor]:
     if with_grad:
         torch.stack([output.square().sum() for output in outputs]).sum().backward()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    return [*outputs, x.detach(), *([x.grad] if x.grad is not None else []), *gradients, *map(torch.clone, net.buffers())]
+    return [
+        *outputs,
+        x.detach(),
+        *([x.grad] if x.grad is not None else []),
+        *gradients,
+        *map(torch.clone, net.buffers()),
+    ]
 
 
 def _tensors(output: object) -> list[Tensor]:
@@ -109,7 +115,10 @@ def table(rows: list[Row]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        counts = [sum(n for word, n in row.words.items() if kind in word.split(", ")) for kind in ("relu", "add_relu", "in place")]
+        counts = [
+            sum(n for word, n in row.words.items() if kind in word.split(", "))
+            for kind in ("relu", "add_relu", "in place")
+        ]
         differs = "" if row.difference is None else f"{row.difference:.0e}" if row.difference else "0"
         fused = row.fused if row.fused == "whole" else f"{row.fused} ({row.reason.partition(': ')[2]})"
         lines.append(f"| {row.model} | {row.layers} | {fused} | {' | '.join(map(str, counts))} | {differs} |")

@@ -1,4 +1,4 @@
-"""timm's models, the first of each family, also where torchvision is missing, of which the models need next to nothing."""
+"""timm's models, the first of each family; also without torchvision, of which they need next to nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMM_VERSION = "1.0.31"  # of which docs/networks.md tells
 
 
 def import_timm() -> Any:
-    """timm, beside stand-ins for torchvision's classes where there is no torchvision. Raises ImportError without timm."""
+    """timm, with stand-ins for torchvision's classes where there is no torchvision. ImportError without timm."""
     stands_in = importlib.util.find_spec("torchvision") is None
     finder = _TorchvisionFinder()
     if stands_in:
@@ -55,8 +55,7 @@ def create(name: str, on_meta: bool = False) -> nn.Module:
             with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
                 model: nn.Module = import_timm().create_model(name)
                 return model
-        model = import_timm().create_model(name)
-        return model
+        return import_timm().create_model(name)  # type: ignore[no-any-return]
 
 
 def has_batchnorm(model: nn.Module) -> bool:

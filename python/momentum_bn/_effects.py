@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Kind", "describe", "is_layer", "is_plain_layer", "is_quiet", "is_untouched", "module_kind", "returns_tensors"]
+__all__ = [
+    "Kind",
+    "describe",
+    "is_layer",
+    "is_plain_layer",
+    "is_quiet",
+    "is_untouched",
+    "module_kind",
+    "returns_tensors",
+]
 
 _HOOKS = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -253,7 +262,7 @@ def _kind_of_function(node: fx.Node) -> Kind:
 
 
 # Where functions of torch.nn.functional that can work in place take their argument of that name.
-_INPLACE_POSITION = {
+_INPLACE_POSITION: dict[Any, int] = {
     **dict.fromkeys((F.relu, F.relu6, F.selu, F.silu, F.mish, F.hardswish, F.hardsigmoid), 1),
     **dict.fromkeys((F.leaky_relu, F.elu, F.celu), 2),
     F.hardtanh: 3,
@@ -262,7 +271,7 @@ _INPLACE_POSITION = {
 
 def _inplace_argument(node: fx.Node) -> bool:
     """Whether the call may work in place."""
-    position = _INPLACE_POSITION.get(node.target, None)  # type: ignore[arg-type]
+    position = _INPLACE_POSITION.get(node.target)
     if position is None:
         return False
     if len(node.args) > position:

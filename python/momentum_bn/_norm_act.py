@@ -33,7 +33,6 @@ class _NormAct(nn.Module):
 
     drop: nn.Module
     act: nn.Module
-    activation: str | None
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002 (torch's name)
         """Normalises, adds the residual, drops and activates.

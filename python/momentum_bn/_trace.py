@@ -268,8 +268,11 @@ class _Recorder(fx.Tracer):
 
     # What torch.fx asks of a tracer.
 
-    def create_args_for_root(  # type: ignore[override]
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None  # noqa: ARG002
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: ARG002
+        concrete_args: Any = None,  # noqa: ARG002
     ) -> tuple[Callable[..., Any], list[Any]]:
         call, network = self._call, self._network
 
@@ -348,7 +351,7 @@ class _Recorder(fx.Tracer):
             return value
 
         own = vars(torch.nn.Module).get("__getattribute__")
-        torch.nn.Module.__getattribute__ = read  # type: ignore[method-assign]
+        torch.nn.Module.__getattribute__ = read  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:
@@ -393,7 +396,11 @@ class _OnlyRecorded(TorchFunctionMode):
         self._recorder = recorder
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None  # noqa: ARG002
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if threading.get_ident() != self._recorder._thread:
@@ -475,7 +482,7 @@ def _answering_isinstance() -> Iterator[None]:
             raise Untraceable(f"it asks for the class of what {name} returned")
         return asked(_EXAMPLES[kind], classes)
 
-    builtins.isinstance = answer  # type: ignore[assignment]
+    builtins.isinstance = answer
     try:
         yield
     finally:
@@ -508,7 +515,9 @@ class _Snapshot:
                 changed = self._path(module, name)
         for module, fields, content in self._fields:
             if not _same_things(fields, content):
-                names = [name for name in {**fields, **content} if fields.get(name, self) is not content.get(name, self)]
+                names = [
+                    name for name in {**fields, **content} if fields.get(name, self) is not content.get(name, self)
+                ]
                 fields.clear()
                 fields.update(content)
                 changed = self._path(module, names[0] if names else "")
@@ -525,7 +534,7 @@ class _Snapshot:
 
 
 def _same_numpy_random(ours: Any, theirs: Any) -> bool:
-    return ours[1].tobytes() == theirs[1].tobytes() and ours[2:] == theirs[2:]
+    return bool(ours[1].tobytes() == theirs[1].tobytes() and ours[2:] == theirs[2:])
 
 
 def _same_things(ours: Any, theirs: Any) -> bool:

@@ -98,6 +98,7 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
     updates: Tensor
     module: Network
 
+    _statistics: str = "own"
     # Training forwards since the last update; None before the first one.
     _forwards: int | None = None
     _has_warned: bool = False
@@ -134,7 +135,9 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         # Past Module.__setattr__, which would register it.
         self.__dict__["_student"] = student
         self._statistics = statistics
-        self.module = unfuse(_copy_of(student)) if teacher is None else teacher
+        self.module = _copy_of(student) if teacher is None else teacher
+        if teacher is None:
+            unfuse(self.module)
         if statistics == "own":
             convert_momentum_batchnorm(self.module, self._total_iters, **options)
         else:
@@ -228,12 +231,12 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
             student = self.student
             if student is None:
                 raise ValueError("student is missing: this teacher was unpickled without one, call update(student)")
-        theirs = list(student.named_parameters())
-        _check_pairs(list(self.module.named_parameters()), theirs)
+        theirs: list[tuple[str, Tensor]] = list(student.named_parameters())
+        _check_pairs(list(self.module.named_parameters()), list(student.named_parameters()))
         if self._statistics == "student":
             norms, their_norms = _norms(self.module), _norms(student)
             _check_statistics_pair(norms, their_norms)
-            theirs += _running_statistics(student)
+            theirs = theirs + _running_statistics(student)
             for norm, their_norm in zip(norms, their_norms, strict=True):
                 if norm.num_batches_tracked is not None and their_norm.num_batches_tracked is not None:
                     norm.num_batches_tracked.copy_(their_norm.num_batches_tracked)
@@ -398,7 +401,7 @@ def _check_statistics(statistics: str, options: TeacherOptions) -> None:
         raise ValueError(f'statistics must be "own" or "student" (got {statistics!r})')
     if statistics == "student" and options:
         raise ValueError(
-            f'{", ".join(options)} would have no effect: with statistics="student" the teacher has no Momentum BatchNorms'
+            f'{", ".join(options)} would have no effect: with statistics="student" a teacher has no Momentum BatchNorm'
         )
 
 

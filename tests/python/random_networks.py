@@ -1,5 +1,7 @@
 """Networks of random operations on tensors of one shape, for comparing a network with its fused self."""
 
+# ruff: noqa: ARG001, ARG005  (all operations take the same arguments)
+
 from __future__ import annotations
 
 import copy
@@ -192,7 +194,7 @@ class RandomNetwork(nn.Module):
         if self.outputs == 0:
             return made[-1]
         if self.outputs == 1:
-            return {"last": made[-1], "all": made[:: 2], "views": (made[-1][:, :1],)}
+            return {"last": made[-1], "all": made[::2], "views": (made[-1][:, :1],)}
         return values[-self.outputs :]
 
 
@@ -219,16 +221,16 @@ def _add_hook(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     modules[number % len(modules)].register_forward_hook(_hook(records))
 
 
-def _remove_hooks(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _remove_hooks(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     for module in _modules(net):
         module._forward_hooks.clear()
 
 
-def _replace_relu(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _replace_relu(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     net.relus[number % 2] = [nn.ReLU(), nn.GELU(), nn.Identity(), nn.LeakyReLU(inplace=True)][number % 4]
 
 
-def _replace_layer(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _replace_layer(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     torch.manual_seed(number)
     new: list[nn.Module] = [
         momentum_bn.MomentumBatchNorm2d(CHANNELS, activation="relu"),
@@ -239,31 +241,31 @@ def _replace_layer(net: RandomNetwork, number: int, records: list[Tensor]) -> No
     net.layers[number % 3] = new[number % 4].double()
 
 
-def _revert(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _revert(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     if all(getattr(layer, "activation", None) is None for layer in net.layers):
         momentum_bn.revert_momentum_batchnorm(net)
 
 
-def _convert(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _convert(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     momentum_bn.convert_momentum_batchnorm(net, total_iters=30)
 
 
-def _freeze(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _freeze(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     for layer in net.layers:
         layer.requires_grad_(bool(number % 2))
 
 
-def _activate(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _activate(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     layer = net.layers[number % 3]
     if isinstance(layer, momentum_bn.MomentumBatchNorm):
         layer.activation = [None, "relu"][number % 2]
 
 
-def _project(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _project(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     net.blocks[number % 2].projects ^= True
 
 
-def _other_program(net: RandomNetwork, number: int, records: list[Tensor]) -> None:  # noqa: ARG001
+def _other_program(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
     net.choices.insert(number % (len(net.choices) + 1), ("layer and relu", 0, 1, number))
 
 

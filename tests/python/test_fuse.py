@@ -1,5 +1,7 @@
 """Fused networks: what is fused, that nobody can tell, and what is left alone."""
 
+# ruff: noqa: ARG005  (all forwards take the same arguments)
+
 from __future__ import annotations
 
 import copy
@@ -17,13 +19,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from snapshots import assert_same, snapshot
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import momentum_bn
 from momentum_bn import MomentumBatchNorm2d, fuse, fused_layers, modules, unfuse
 from momentum_bn.fuse import fuse_parts
+from snapshots import assert_same, snapshot
 
 pytestmark = pytest.mark.cpu_only
 
@@ -322,9 +324,7 @@ def test_memory_that_nobody_reads_again_is_taken(forward: Forward, taken: list[i
         lambda net, x: (lambda y: net.relu(net.bn(y) + y))(net.conv(x)),
         lambda net, x: (lambda y, v: net.bn(y) + v)(*(lambda y: (y, y.flatten(1).view(y.shape)))(net.conv(x))),
         lambda net, x: (lambda y, v: (net.bn(y), v))(*(lambda y: (y, y[:, :1]))(net.conv(x))),
-        lambda net, x: (lambda y, parts: net.bn(y) + torch.cat(parts, 1))(
-            *(lambda y: (y, y.chunk(2, 1)))(net.conv(x))
-        ),
+        lambda net, x: (lambda y, parts: net.bn(y) + torch.cat(parts, 1))(*(lambda y: (y, y.chunk(2, 1)))(net.conv(x))),
         lambda net, x: net.bn(net.conv(x).transpose(2, 3)),
         lambda net, x: net.bn(net.conv(x)[:, :4]),
         lambda net, x: net.bn(net.conv(x).detach()),
@@ -501,7 +501,11 @@ def _called(function: Any, name: str, x: Tensor) -> Tensor:
         *([lambda: function(x, (0, 0))] if name == "pad" else []),
         *([lambda: function(x, scale_factor=1)] if name in ("interpolate", "upsample") else []),
         *([lambda: function(x, None, None, training=True)] if function is F.batch_norm else []),
-        *([lambda: function(x, None, None, None, None, True, 0.1, 1e-5, False)] if function is torch.batch_norm else []),
+        *(
+            [lambda: function(x, None, None, None, None, True, 0.1, 1e-5, False)]
+            if function is torch.batch_norm
+            else []
+        ),
         *([lambda: function(x, 2)] if name == "group_norm" else []),
         *([lambda: function(x, [4])] if name == "layer_norm" else []),
         *([lambda: function(x, torch.ones(1))] if name == "prelu" else []),
@@ -660,13 +664,11 @@ def test_hooks_see_what_they_would_see() -> None:
         fused(small())
         written(small())
         seen: list[Any] = []
-        handles = []
-        for net in (fused, written):
-            handles.append(
-                net.get_submodule(name).register_forward_hook(
-                    lambda module, args, output: seen.append((args[0], output, args[0].clone(), output.clone()))
-                )
-            )
+
+        def hook(_: nn.Module, args: Any, output: Tensor, seen: list[Any] = seen) -> None:
+            seen.append((args[0], output, args[0].clone(), output.clone()))
+
+        handles = [net.get_submodule(name).register_forward_hook(hook) for net in (fused, written)]
         assert (Counter(fused_layers(fused).values())["relu"] == 2) is name.startswith("conv")
         with torch.no_grad():
             torch.testing.assert_close(fused(small()), written(small()))

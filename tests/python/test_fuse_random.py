@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from random_networks import CHANGES, OPERATIONS, SHAPE, Change, Choice, RandomNetwork, moved
 from torch import Tensor, nn
 
 import momentum_bn
 from momentum_bn.fuse import FusedForward
+from random_networks import CHANGES, OPERATIONS, SHAPE, Change, Choice, RandomNetwork, moved
 
 # `FUSE_EXAMPLES=10000` for a night.
 EXAMPLES = int(os.environ.get("FUSE_EXAMPLES", "150"))
@@ -89,9 +89,7 @@ def _compare_calls(
 class _Call:
     """One call of a network on copies of the inputs."""
 
-    def __init__(
-        self, net: nn.Module, inputs: list[Tensor], leaves: bool, keywords: dict[str, Any], seed: int
-    ) -> None:
+    def __init__(self, net: nn.Module, inputs: list[Tensor], leaves: bool, keywords: dict[str, Any], seed: int) -> None:
         self.leaves = [x.clone().requires_grad_(leaves) for x in inputs]
         # Results of an operation, so that they may be written to.
         self.inputs = [x * 1 for x in self.leaves]
