@@ -1,4 +1,4 @@
-"""timm's models, the first of each family; also without torchvision, of which they need next to nothing."""
+"""timm's models, the first of each family; without torchvision, too, of which the models need next to nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMM_VERSION = "1.0.31"  # of which docs/networks.md tells
 
 
 def import_timm() -> Any:
-    """timm, with stand-ins for torchvision's classes where there is no torchvision. ImportError without timm."""
+    """timm, beside stand-ins for torchvision's classes where there are none. Raises ImportError without timm."""
     stands_in = importlib.util.find_spec("torchvision") is None
     finder = _TorchvisionFinder()
     if stands_in:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <momentum_bn/export.h>
+#include <momentum_bn/variance.h>
 #include <torch/arg.h>
 
 #include <c10/core/Device.h>
@@ -16,14 +17,6 @@ namespace momentum_bn {
 enum class Schedule {
   Cosine,    ///< (cos(pi * min(cur_iter, total_iters) / total_iters) + 1) / 2, arXiv 2101.07525
   Constant,  ///< stays where it is; only cur_iter advances
-};
-
-/// Which variance of the batch enters the blend and the running variance.
-/// b_var is the unbiased batch variance, n the number of values per channel.
-enum class Variance {
-  Published,  ///< b_var * n / (n - 1) in both, as `zengarden/momentum2-teacher` computes it
-  Unbiased,   ///< b_var in both
-  Biased,     ///< b_var * (n - 1) / n normalises, b_var enters the running variance, as torch's BatchNorm
 };
 
 /// Applied to the output in the same pass, after the residual was added.
@@ -68,6 +61,9 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   /// One all_gather per training forward, none in backward or evaluation. All ranks must run the same training
   /// forwards. nullopt: this process alone.
   TORCH_ARG(std::optional<std::string>, process_group) = std::nullopt;
+  /// false: gradients flow through the batch's share of the statistics, as in torch's BatchNorm; with a `process_group`
+  /// that takes one all_reduce in the backward pass.
+  TORCH_ARG(bool, detach_statistics) = true;
   /// false: an affine layer without a bias.
   TORCH_ARG(bool, bias) = true;
   TORCH_ARG(std::optional<c10::Device>, device) = std::nullopt;

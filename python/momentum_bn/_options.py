@@ -75,6 +75,7 @@ class TeacherOptions(TypedDict, total=False):
     variance: Variance
     inplace: bool
     process_group: torch.distributed.ProcessGroup | str | None
+    detach_statistics: bool
 
 
 class ConvertOptions(TeacherOptions, total=False):
@@ -108,6 +109,7 @@ class Options:
     activation: Activation | None = None
     inplace: bool = False
     process_group: Any = None
+    detach_statistics: bool = True
 
     def __post_init__(self) -> None:
         """Brings numbers to their types, and a process group to its name."""
@@ -115,6 +117,7 @@ class Options:
         object.__setattr__(self, "momentum", as_momentum(self.momentum))
         object.__setattr__(self, "views_per_update", as_int("views_per_update", self.views_per_update))
         object.__setattr__(self, "inplace", bool(self.inplace))
+        object.__setattr__(self, "detach_statistics", bool(self.detach_statistics))
         object.__setattr__(self, "process_group", as_group_name(self.process_group))
 
     def check(self, num_features: int, eps: float) -> None:

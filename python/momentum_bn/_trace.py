@@ -351,7 +351,7 @@ class _Recorder(fx.Tracer):
             return value
 
         own = vars(torch.nn.Module).get("__getattribute__")
-        torch.nn.Module.__getattribute__ = read  # type: ignore[assignment, method-assign]
+        torch.nn.Module.__getattribute__ = read  # type: ignore[assignment,method-assign]
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ import inspect
 import sys
 import weakref
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn.modules.module import _has_any_global_hook
@@ -18,12 +18,14 @@ from ._trace import Call, Watch, ambient_state, as_written, trace
 
 __all__ = ["fuse", "fused_layers", "unfuse"]
 
+Network = TypeVar("Network", bound=torch.nn.Module)
+
 # A network that is another one at every call is not worth tracing at every call.
 _MOST_TRACES = 64
 _MOST_PLANS = 8
 
 
-def fuse(module: torch.nn.Module) -> torch.nn.Module:
+def fuse(module: Network) -> Network:
     """Has the layers of this library do what follows them in their own pass, in place.
 
     The forward of ``module`` is traced (``torch.fx``). From then on a call of ``module`` runs the same operations, but
@@ -74,11 +76,11 @@ def fuse(module: torch.nn.Module) -> torch.nn.Module:
     if made.refusal:
         raise ValueError(f"cannot fuse {name}: {made.refusal}")
     # Past Module.__setattr__, which the class may have made its own.
-    vars(module)["forward"] = forward
+    module.__dict__["forward"] = forward
     return module
 
 
-def unfuse(module: torch.nn.Module) -> torch.nn.Module:
+def unfuse(module: Network) -> Network:
     """Takes :func:`fuse` back, in ``module`` and everything inside.
 
     Returns:

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 from ._options import TeacherOptions, as_float, as_int, check_option_names
 from .convert import Network, convert_momentum_batchnorm
 from .fuse import fuse_parts, fused_layers, unfuse
-from .modules import MomentumBatchNorm, checked_total_iters
+from .momentum_batch_norm import MomentumBatchNorm, checked_total_iters
 
 __all__ = ["MomentumTeacher", "set_total_iters"]
 
@@ -231,8 +231,9 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
             student = self.student
             if student is None:
                 raise ValueError("student is missing: this teacher was unpickled without one, call update(student)")
-        theirs: list[tuple[str, Tensor]] = list(student.named_parameters())
-        _check_pairs(list(self.module.named_parameters()), list(student.named_parameters()))
+        parameters = list(student.named_parameters())
+        _check_pairs(list(self.module.named_parameters()), parameters)
+        theirs: list[tuple[str, Tensor]] = list(parameters)
         if self._statistics == "student":
             norms, their_norms = _norms(self.module), _norms(student)
             _check_statistics_pair(norms, their_norms)
@@ -401,7 +402,8 @@ def _check_statistics(statistics: str, options: TeacherOptions) -> None:
         raise ValueError(f'statistics must be "own" or "student" (got {statistics!r})')
     if statistics == "student" and options:
         raise ValueError(
-            f'{", ".join(options)} would have no effect: with statistics="student" a teacher has no Momentum BatchNorm'
+            f'{", ".join(options)} would have no effect: with statistics="student" the teacher has no Momentum '
+            "BatchNorms"
         )
 
 

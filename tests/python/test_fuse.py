@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import momentum_bn
-from momentum_bn import MomentumBatchNorm2d, fuse, fused_layers, modules, unfuse
+from momentum_bn import MomentumBatchNorm2d, _norm_layer, fuse, fused_layers, unfuse
 from momentum_bn.fuse import fuse_parts
 from snapshots import assert_same, snapshot
 
@@ -276,13 +276,13 @@ def test_a_layer_that_is_called_in_several_places() -> None:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Addresses of the inputs that layers overwrote."""
     found: list[int] = []
-    in_place = modules._forward_train_
+    in_place = _norm_layer._forward_train_
 
     def train_(x: Tensor, *args: Any) -> Any:
         found.append(x.data_ptr())
         return in_place(x, *args)
 
-    monkeypatch.setattr(modules, "_forward_train_", train_)
+    monkeypatch.setattr(_norm_layer, "_forward_train_", train_)
     return found
 
 
@@ -664,11 +664,15 @@ def test_hooks_see_what_they_would_see() -> None:
         fused(small())
         written(small())
         seen: list[Any] = []
-
-        def hook(_: nn.Module, args: Any, output: Tensor, seen: list[Any] = seen) -> None:
-            seen.append((args[0], output, args[0].clone(), output.clone()))
-
-        handles = [net.get_submodule(name).register_forward_hook(hook) for net in (fused, written)]
+        handles = []
+        for net in (fused, written):
+            handles.append(
+                net.get_submodule(name).register_forward_hook(
+                    lambda module, args, output, seen=seen: seen.append(
+                        (args[0], output, args[0].clone(), output.clone())
+                    )
+                )
+            )
         assert (Counter(fused_layers(fused).values())["relu"] == 2) is name.startswith("conv")
         with torch.no_grad():
             torch.testing.assert_close(fused(small()), written(small()))
@@ -998,7 +1002,7 @@ def _autocast(net: Any, x: Tensor) -> Tensor:
         (_no_grad, "context of their own"),
         (_autocast, "context of their own"),
         (lambda net, x: checkpoint(net.bn, x, use_reentrant=False), "control flow"),
-        (lambda net, x: checkpoint(net.bn, x, use_reentrant=True), "arguments"),
+        (lambda net, x: checkpoint(net.bn, x, use_reentrant=True), "arguments|control flow"),
         (lambda net, x: net.bn(x) * random.random(), "random numbers"),
         (lambda net, x: net.bn(x) * torch.rand(()), "nothing that comes from its inputs"),
         (lambda net, x: net.bn(x).to(next(net.parameters()).dtype), "nothing that comes from its inputs"),
