@@ -98,6 +98,7 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
     updates: Tensor
     module: Network
 
+    _statistics: str = "own"
     # Training forwards since the last update; None before the first one.
     _forwards: int | None = None
     _has_warned: bool = False
