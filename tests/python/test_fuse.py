@@ -1,7 +1,5 @@
 """Fused networks: what is fused, that nobody can tell, and what is left alone."""
 
-# ruff: noqa: ARG005  (all forwards take the same arguments)
-
 from __future__ import annotations
 
 import copy
