@@ -65,12 +65,12 @@ GPU_PYTEST = "$(PYTHON)" -m pytest --device cuda $(GPU_TESTS)
 help: ## list these commands, with how long each takes on two processors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
-setup: .venv/.package $(TRAINER) ## install what is missing, build, make the package importable in .venv
+setup: .venv/.package $(TRAINER) ## install what is missing, build, make the package importable in .venv (5 minutes)
 
 demo: setup ## train a teacher on Fashion-MNIST and report on it in runs/demo (some 10 minutes)
 	@OUT=runs/demo BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/demo.sh
 
-report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo)
+report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo; 10 seconds)
 	@$(if $(RUN),,echo "make report RUN=FOLDER: which run?" >&2; exit 2;) \
 	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh "$(RUN)"
 
@@ -104,14 +104,14 @@ sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer, UndefinedBeh
 bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
 
-gpu: gpu-library ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu
+gpu: gpu-library ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu (some 15 minutes, not measured)
 	@status=0; $(GPU_ENV) $(GPU_PYTEST) --junitxml $(GPU_OUT)/tests.xml 2>&1 | tee $(GPU_OUT)/tests.txt || status=1; \
 	  $(GPU_ENV) "$(PYTHON)" -m benchmarks.gpu --out $(GPU_OUT) $(ARGS) || status=1; exit $$status
 
-bench-gpu: gpu-library ## time the layer beside its peers on a GPU, into runs/gpu (ARGS=--quick: short)
+bench-gpu: gpu-library ## time the layer beside its peers on a GPU, into runs/gpu (some 8 minutes, not measured; ARGS=--quick: 2)
 	@$(GPU_ENV) "$(PYTHON)" -m benchmarks.gpu --out $(GPU_OUT) $(ARGS)
 
-sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's memcheck and racecheck
+sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's memcheck and racecheck (1 hour, not measured)
 	@# With memory of its own for each tensor, which CUDA graphs cannot have, an access beyond one is noticed.
 	@$(GPU_ENV) PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(GPU_PYTEST) -k 'not graph' 2>&1 \
 	  | tee $(GPU_OUT)/memcheck.txt
