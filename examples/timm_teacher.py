@@ -61,7 +61,9 @@ def main() -> None:
         print(f"step {step}  loss {loss.item():.4f}")
 
     layers = sum(isinstance(module, MomentumBatchNorm) for module in teacher.modules())
-    print(f"{args.model}: {layers} Momentum BatchNorms in the teacher, {len(teacher.fused)} of them do more in their pass")
+    print(
+        f"{args.model}: {layers} Momentum BatchNorms in the teacher, {len(teacher.fused)} of them do more in their pass"
+    )
 
 
 if __name__ == "__main__":

@@ -121,7 +121,12 @@ class _Analysis:
             return fusion
         if self._is_relu(reader):
             self._absorb(fusion, reader, [*passed, reader])
-        elif reader not in self._absorbed and len(node.args) == 1 and not node.kwargs and (other := self._added(reader, node, passed)) is not None:
+        elif (
+            reader not in self._absorbed
+            and len(node.args) == 1
+            and not node.kwargs
+            and (other := self._added(reader, node, passed)) is not None
+        ):
             relu, between = self._only_reader(reader)
             if relu is not None and self._is_relu(relu) and self._may_add(fusion, reader, other):
                 fusion.residual, fusion.add = other, reader

@@ -1,7 +1,5 @@
 """Networks of random operations on tensors of one shape, for comparing a network with its fused self."""
 
-# ruff: noqa: ARG001, ARG005  (all operations take the same arguments)
-
 from __future__ import annotations
 
 import copy
