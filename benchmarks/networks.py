@@ -53,24 +53,28 @@ def examine(family: str, name: str) -> Row:
 def difference(name: str, side: int = 64) -> float | None:
     """The largest relative difference of anything between the model as written and fused, in float64.
 
-    One forward each in training and evaluation, with and without gradients: outputs, gradients of inputs and
-    parameters, and buffers. None where the model as written does not take images of ``side``.
+    With Momentum BatchNorm and with BatchNorm, one forward each in training and evaluation, with and without gradients:
+    outputs, gradients of inputs and parameters, and buffers. None where the model does not take images of ``side``.
     """
     torch.manual_seed(0)
-    written = momentum_bn.convert_momentum_batchnorm(timm_models.create(name).double(), total_iters=100)
-    fused = copy.deepcopy(written)
-    fuse_parts(fused)
-    side = timm_models.smallest_side(written, side)
+    model = timm_models.create(name).double()
+    side = timm_models.smallest_side(model, side)
     x = torch.randn(2, 3, side, side, dtype=torch.float64)
     largest = 0.0
-    for training in (True, False):
-        for with_grad in (False, True):
-            try:
-                expected = _run(written.train(training), x, with_grad)
-            except (RuntimeError, AssertionError):
-                return None
-            found = _run(fused.train(training), x, with_grad)
-            largest = max(largest, *(_relative(a, b) for a, b in zip(expected, found, strict=True)))
+    for written in (
+        momentum_bn.convert_momentum_batchnorm(copy.deepcopy(model), total_iters=100),
+        momentum_bn.convert_batchnorm(model),
+    ):
+        fused = copy.deepcopy(written)
+        fuse_parts(fused)
+        for training in (True, False):
+            for with_grad in (False, True):
+                try:
+                    expected = _run(written.train(training), x, with_grad)
+                except (RuntimeError, AssertionError):
+                    return None
+                found = _run(fused.train(training), x, with_grad)
+                largest = max(largest, *(_relative(a, b) for a, b in zip(expected, found, strict=True)))
     return largest
 
 

@@ -80,6 +80,7 @@ class _Analysis:
         self._place: dict[fx.Node, int] = {}  # of nodes that are executed elsewhere than they stand
         self._memory: dict[fx.Node, frozenset[fx.Node]] = {}  # by the nodes that brought it into being
         self._escaped: set[fx.Node] = set()
+        self._absorbed: set[fx.Node] = set()  # by the fusions so far
         for node in self._nodes:
             self._memory[node] = self._memory_of(node)
         self._aliases: dict[fx.Node, list[fx.Node]] = {}
@@ -120,7 +121,12 @@ class _Analysis:
             return fusion
         if self._is_relu(reader):
             self._absorb(fusion, reader, [*passed, reader])
-        elif len(node.args) == 1 and not node.kwargs and (other := self._added(reader, node, passed)) is not None:
+        elif (
+            reader not in self._absorbed
+            and len(node.args) == 1
+            and not node.kwargs
+            and (other := self._added(reader, node, passed)) is not None
+        ):
             relu, between = self._only_reader(reader)
             if relu is not None and self._is_relu(relu) and self._may_add(fusion, reader, other):
                 fusion.residual, fusion.add = other, reader
@@ -130,6 +136,7 @@ class _Analysis:
     def _absorb(self, fusion: _Fusion, relu: fx.Node, nodes: list[fx.Node]) -> None:
         fusion.relu = fusion.last = relu
         fusion.absorbed = nodes
+        self._absorbed.update(nodes)
         if fusion.residual is not None and self._order[fusion.residual] > self._order[fusion.layer]:
             assert fusion.add is not None
             fusion.place = fusion.add
@@ -185,7 +192,9 @@ class _Analysis:
 
     def _adds_too(self, other: fx.Node, add: fx.Node, layer: fx.Node) -> bool:
         """Whether ``other`` comes from a later layer, which can do the addition without being moved."""
-        origin = self._base(other)
+        origin = other
+        while self._is_identity(origin):
+            (origin,) = origin.all_input_nodes
         return (
             self.is_layer_call(origin)
             and self._order[origin] > self._order[layer]
@@ -210,13 +219,25 @@ class _Analysis:
             return False
         if any(self._memory[argument] & self._memory[x] for argument in node.all_input_nodes):
             return False
+        ours = self._modules[str(layer.target)]
+        read = {origin for argument in node.all_input_nodes for origin in self._memory[argument]}
+        if any(self._is_state_of(origin, ours) for origin in read | {node}):
+            return False
         if node.op != "call_module":
             return True
-        module, ours = self._modules[str(node.target)], self._modules[str(layer.target)]
+        module = self._modules[str(node.target)]
         if _shares_state(module, ours):
             return False
         # The ranks of a group must gather in the same order, also if one of them does not fuse.
         return not (_has_group(ours) and any(_has_group(inner) for inner in module.modules()))
+
+    def _is_state_of(self, node: fx.Node, layer: nn.Module) -> bool:
+        """Whether this is a parameter or a buffer of the layer, which change with its call."""
+        if node.op != "get_attr":
+            return False
+        owner, _, name = str(node.target).rpartition(".")
+        value = getattr(self._modules[owner], name)
+        return any(value is tensor for tensor in (*layer.parameters(), *layer.buffers()))
 
     def _is_identity(self, node: fx.Node) -> bool:
         return node.op == "call_module" and type(self._modules[str(node.target)]) is nn.Identity

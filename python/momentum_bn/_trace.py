@@ -24,9 +24,10 @@ from ._effects import Kind, describe, is_layer, is_untouched, module_kind, retur
 __all__ = ["Call", "Trace", "Watch", "ambient_state", "as_written", "trace"]
 
 _HOOKS = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# What nn.Module keeps for itself. Its `training` is an attribute like a network's own.
-_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
+# What nn.Module has for itself. Its `training` is an attribute like a network's own.
+_OF_EVERY_MODULE = frozenset(dir(torch.nn.Module())) - {"training"}
 _DEVICES_WITH_AUTOCAST = ("cpu", "cuda", "xpu", "mps")
+_MISSING = object()
 _EXAMPLES: dict[type, Any] = {Tensor: torch.empty(0, device="cpu"), tuple: ()}
 # Tracing patches classes of torch, for all threads.
 _LOCK = threading.RLock()
@@ -147,6 +148,12 @@ class Watch:
         self._root_reads = reads.get(id(root), (root, {}))[1]
         self._reads = [(vars(module), values) for key, (module, values) in reads.items() if key != id(root)]
 
+    def has_modules_of(self, root: torch.nn.Module) -> bool:
+        """Whether ``root`` still consists of the same modules, whatever else has changed."""
+        return root._modules == self._root_children and all(
+            fields["_modules"] == children for fields, children in self._children
+        )
+
     def same(self, root: torch.nn.Module) -> bool:
         """Whether a trace of ``root`` would be the same now."""
         try:
@@ -154,8 +161,7 @@ class Watch:
                 all(map(_is_untouched, self._untouched))
                 and list(map(type, self._passed)) == self._classes
                 and type(root) is self._root_class
-                and root._modules == self._root_children
-                and all(fields["_modules"] == children for fields, children in self._children)
+                and self.has_modules_of(root)
                 and all(
                     any(_HOOKS(fields)) is hooked and fields.get("forward") is forward
                     for fields, hooked, forward in self._touched
@@ -176,9 +182,6 @@ def _is_untouched(fields: dict[str, Any]) -> bool:
         or fields["_backward_pre_hooks"]
         or "forward" in fields
     )
-
-
-_MISSING = object()
 
 
 def _has(fields: dict[str, Any], values: dict[str, Any]) -> bool:
@@ -339,16 +342,15 @@ class _Recorder(fx.Tracer):
         members = {id(module) for module in self._modules.values()}
 
         def read(module: torch.nn.Module, name: str) -> Any:
-            value = object.__getattribute__(module, name)
-            if (
-                name not in _INTERNAL
-                and name != "forward"
-                and id(module) in members
-                and threading.get_ident() == self._thread
-                and name in object.__getattribute__(module, "__dict__")
-            ):
-                self._reads.setdefault(id(module), (module, {}))[1].setdefault(name, _kept(value))
-            return value
+            if id(module) in members and name not in _OF_EVERY_MODULE and threading.get_ident() == self._thread:
+                fields = object.__getattribute__(module, "__dict__")
+                # What the class has, or nobody, the instance may have later. Parameters and modules are watched for.
+                if name in fields or not any(name in fields[kind] for kind in ("_parameters", "_buffers", "_modules")):
+                    value = fields.get(name, _MISSING)
+                    if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random"):
+                        raise Untraceable(f"it draws random numbers from {name}")
+                    self._reads.setdefault(id(module), (module, {}))[1].setdefault(name, _kept(value))
+            return object.__getattribute__(module, name)
 
         own = vars(torch.nn.Module).get("__getattribute__")
         torch.nn.Module.__getattribute__ = read  # type: ignore[assignment,method-assign]

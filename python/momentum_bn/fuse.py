@@ -182,6 +182,9 @@ class FusedForward:
         )
         candidates.insert(0, made)
         del candidates[_MOST_PLANS:]
+        # Modules that were replaced are not kept alive.
+        for others in self._made.values():
+            others[:] = [other for other in others if other.watch.has_modules_of(module)]
         return made
 
     def _network(self) -> torch.nn.Module:

@@ -100,11 +100,11 @@ class PreActivation(nn.Module):
 Operation = Callable[["RandomNetwork", Tensor, Tensor, int], Any]
 
 OPERATIONS: dict[str, Operation] = {
-    "layer": lambda net, a, b, k: net.layers[k % 3](a),
-    "layer of conv": lambda net, a, b, k: net.layers[k % 3](net.convs[k % 2](a)),
-    "layer and relu": lambda net, a, b, k: net.relus[k % 2](net.layers[k % 3](net.convs[k % 2](a))),
-    "layer, sum and relu": lambda net, a, b, k: F.relu(net.layers[k % 3](net.convs[k % 2](a)) + b),
-    "layer with residual": lambda net, a, b, k: net.layers[k % 3](a, residual=b),
+    "layer": lambda net, a, b, k: net.layers[k % 4](a),
+    "layer of conv": lambda net, a, b, k: net.layers[k % 4](net.convs[k % 2](a)),
+    "layer and relu": lambda net, a, b, k: net.relus[k % 2](net.layers[k % 4](net.convs[k % 2](a))),
+    "layer, sum and relu": lambda net, a, b, k: F.relu(net.layers[k % 4](net.convs[k % 2](a)) + b),
+    "layer with residual": lambda net, a, b, k: net.layers[k % 4](a, residual=b),
     "keyword": lambda net, a, b, k: net.convs[k % 2](input=a),
     "conv": lambda net, a, b, k: net.convs[k % 2](a),
     "relu module": lambda net, a, b, k: net.relus[k % 2](a),
@@ -132,7 +132,7 @@ OPERATIONS: dict[str, Operation] = {
     "setitem": lambda net, a, b, k: (a, operator.setitem(a, (slice(None), k % 4), 0.5))[0],
     "view": lambda net, a, b, k: a.flatten(1).view(SHAPE),
     "transposed": lambda net, a, b, k: a.transpose(2, 3),
-    "layer of view": lambda net, a, b, k: net.layers[k % 3](a.transpose(2, 3)),
+    "layer of view": lambda net, a, b, k: net.layers[k % 4](a.transpose(2, 3)),
     "halves": lambda net, a, b, k: torch.cat(a.chunk(2, dim=1)[:: 1 - 2 * (k % 2)], dim=1),
     "halves module": lambda net, a, b, k: torch.cat([net.halves(a)[k % 2], net.halves(b)[0]], dim=1),
     "detach": lambda net, a, b, k: a.detach(),
@@ -147,8 +147,8 @@ OPERATIONS: dict[str, Operation] = {
     "block": lambda net, a, b, k: net.blocks[k % 2](a),
     "block with arguments": lambda net, a, b, k: net.blocks[k % 2](a, 2.0, extra=b),
     "preactivation": lambda net, a, b, k: net.preactivation(a),
-    "if training": lambda net, a, b, k: net.layers[k % 3](a) if net.training else a + b,
-    "if gradient": lambda net, a, b, k: net.layers[k % 3](a) if torch.is_grad_enabled() else a - b,
+    "if training": lambda net, a, b, k: net.layers[k % 4](a) if net.training else a + b,
+    "if gradient": lambda net, a, b, k: net.layers[k % 4](a) if torch.is_grad_enabled() else a - b,
     "shape": lambda net, a, b, k: a.reshape(a.shape[0], -1).reshape(a.size()),
     "functional": lambda net, a, b, k: F.batch_norm(a, None, None, training=True),
 }
@@ -164,8 +164,9 @@ class RandomNetwork(nn.Module):
         self.layers = nn.ModuleList(
             [
                 momentum_bn.MomentumBatchNorm2d(CHANNELS, total_iters=20),
-                momentum_bn.MomentumBatchNorm2d(CHANNELS, total_iters=20, views_per_update=1, variance="biased"),
+                momentum_bn.MomentumBatchNorm2d(CHANNELS, total_iters=20, views_per_update=1, detach_statistics=False),
                 momentum_bn.MomentumBatchNorm2d(CHANNELS, track_running_stats=False),
+                momentum_bn.BatchNorm2d(CHANNELS),
             ]
         )
         self.convs = nn.ModuleList(
@@ -233,10 +234,10 @@ def _replace_layer(net: RandomNetwork, number: int, records: list[Tensor]) -> No
     new: list[nn.Module] = [
         momentum_bn.MomentumBatchNorm2d(CHANNELS, activation="relu"),
         nn.BatchNorm2d(CHANNELS),
-        momentum_bn.MomentumBatchNorm2d(CHANNELS, views_per_update=1),
+        momentum_bn.BatchNorm2d(CHANNELS),
         nn.Conv2d(CHANNELS, CHANNELS, 1),
     ]
-    net.layers[number % 3] = new[number % 4].double()
+    net.layers[number % 4] = new[number % 4].double()
 
 
 def _revert(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
@@ -254,8 +255,8 @@ def _freeze(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
 
 
 def _activate(net: RandomNetwork, number: int, records: list[Tensor]) -> None:
-    layer = net.layers[number % 3]
-    if isinstance(layer, momentum_bn.MomentumBatchNorm):
+    layer = net.layers[number % 4]
+    if isinstance(layer, momentum_bn.MomentumBatchNorm | momentum_bn.BatchNorm):
         layer.activation = [None, "relu"][number % 2]
 
 
@@ -270,7 +271,7 @@ def _other_program(net: RandomNetwork, number: int, records: list[Tensor]) -> No
 CHANGES: dict[str, Callable[[RandomNetwork, int, list[Tensor]], Any]] = {
     "train": lambda net, number, records: net.train(),
     "eval": lambda net, number, records: net.eval(),
-    "eval of a layer": lambda net, number, records: net.layers[number % 3].train(bool(number % 2)),
+    "eval of a layer": lambda net, number, records: net.layers[number % 4].train(bool(number % 2)),
     "add hook": _add_hook,
     "remove hooks": _remove_hooks,
     "replace relu": _replace_relu,
@@ -288,9 +289,8 @@ CHANGES: dict[str, Callable[[RandomNetwork, int, list[Tensor]], Any]] = {
 
 def moved(net: RandomNetwork, number: int) -> RandomNetwork:
     """The same network, as it comes out of a copy or a pickle, where it can be copied."""
-    if any(module._forward_hooks for module in net.modules()) or any(
-        keeper.kept is not None and not keeper.kept.is_leaf for keeper in net.keepers
-    ):
+    kept = [keeper.kept for keeper in net.keepers if keeper.kept is not None]
+    if any(module._forward_hooks for module in net.modules()) or not all(t.is_leaf for t in [*kept, *net.buffers()]):
         return net
     if number % 4 == 0:
         return copy.deepcopy(net)

@@ -37,15 +37,21 @@ def norm(**options: Any) -> MomentumBatchNorm2d:
 class Net(nn.Module):
     """Layers to write a forward with."""
 
-    def __init__(self, forward: Forward | None = None) -> None:
+    of_the_class = 1.0
+
+    def method(self, x: Tensor) -> Tensor:
+        return x
+
+    def __init__(self, forward: Forward | None = None, layer: Callable[[], nn.Module] = norm) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
-        self.bn, self.bn2 = norm(), norm()
+        self.bn, self.bn2 = layer(), layer()
         self.relu, self.relu_ = nn.ReLU(), nn.ReLU(inplace=True)
         self.identity, self.pool = nn.Identity(), nn.AvgPool2d(1)
         self.unknown = Unknown()
         self.weight = nn.Parameter(torch.randn(4, 4, 5, 5))
+        self.generator = random.Random(0)
         self.written = forward
 
     def forward(self, x: Tensor) -> Any:
@@ -105,8 +111,8 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(self.layers(x)), 1))
 
 
-def resnet(**options: Any) -> nn.Module:
-    return momentum_bn.convert_momentum_batchnorm(ResNet().double(), total_iters=10, **options)
+def resnet() -> nn.Module:
+    return momentum_bn.convert_momentum_batchnorm(ResNet().double(), total_iters=10)
 
 
 def images(size: int = 32) -> Tensor:
@@ -143,23 +149,33 @@ def _everything(net: nn.Module, x: Tensor, with_grad: bool) -> list[Any]:
     return [value.detach().clone() if isinstance(value, Tensor) else value for value in found]
 
 
-def fused_and_written(forward: Forward) -> tuple[nn.Module, nn.Module]:
-    written = Net(forward).double()
+# The layers whose statistics take no gradient, and those whose do.
+LAYERS: list[Callable[[], nn.Module]] = [
+    norm,
+    lambda: norm(detach_statistics=False),
+    lambda: momentum_bn.BatchNorm2d(4),
+]
+
+
+def fused_and_written(forward: Forward, layer: Callable[[], nn.Module] = norm) -> tuple[nn.Module, nn.Module]:
+    written = Net(forward, layer).double()
     return fuse(copy.deepcopy(written)), written
 
 
 def check(forward: Forward, **expected: str) -> None:
     """The forward is fused as expected, and nobody can tell."""
-    fused, written = fused_and_written(forward)
-    assert fused_layers(fused) == expected
-    assert_nobody_can_tell(written, fused, small())
+    for layer in LAYERS:
+        fused, written = fused_and_written(forward, layer)
+        assert fused_layers(fused) == expected
+        assert_nobody_can_tell(written, fused, small())
 
 
 # What is fused.
 
 
-def test_resnet() -> None:
-    written = resnet()
+@pytest.mark.parametrize("layer", ["momentum", "batch"])
+def test_resnet(layer: str) -> None:
+    written = resnet() if layer == "momentum" else momentum_bn.convert_batchnorm(ResNet().double())
     fused = fuse(copy.deepcopy(written))
     words = fused_layers(fused)
     assert Counter(words.values()) == {"relu": 7, "add_relu": 3, "in place": 2}
@@ -267,6 +283,30 @@ def test_a_layer_that_is_called_in_several_places() -> None:
     )
 
 
+def test_a_layer_that_is_promised_its_input() -> None:
+    written = momentum_bn.convert_momentum_batchnorm(ResNet().double(), total_iters=10, inplace=True)
+    fused = fuse(copy.deepcopy(written))
+    assert Counter(fused_layers(fused).values()) == {"relu": 7, "add_relu": 3, "in place": 2}
+    assert_nobody_can_tell(written, fused, images())
+
+
+def test_state_that_the_forward_reads_between_the_layer_and_the_addition() -> None:
+    def reads(net: Any, x: Tensor) -> Any:
+        y = net.bn(net.conv(x))
+        mean = net.bn.running_mean.clone()
+        return net.relu(y + net.pool(net.conv2(x))), mean
+
+    check(reads, bn="in place")
+
+    def writes(net: Any, x: Tensor) -> Any:
+        y = net.bn(net.conv(x))
+        if net.training:  # in evaluation autograd would refuse this
+            net.bn.running_var.mul_(2)
+        return net.relu(y + net.pool(net.conv2(x)))
+
+    check(writes, bn="in place")
+
+
 # Memory.
 
 
@@ -341,12 +381,13 @@ def test_memory_of_others_is_not_taken(forward: Forward, taken: list[int]) -> No
     assert_nobody_can_tell(written, fused, small())
 
 
-def test_memory_under_autograd(taken: list[int]) -> None:
+@pytest.mark.parametrize("make", LAYERS)
+def test_memory_under_autograd(taken: list[int], make: Callable[[], nn.Module]) -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         # What the sigmoid returned its gradient needs again; what a convolution returned nobody does.
         return net.bn2(torch.sigmoid(net.bn(net.conv(x))))
 
-    fused, written = fused_and_written(forward)
+    fused, written = fused_and_written(forward, make)
     assert fused_layers(fused) == {"bn": "in place", "bn2": "in place"}
     fused(small())
     assert not taken  # the gradients of weights need the inputs
@@ -355,7 +396,8 @@ def test_memory_under_autograd(taken: list[int]) -> None:
         for layer in (net.bn, net.bn2):
             layer.requires_grad_(False)
     fused(small())
-    assert len(taken) == 1
+    # Where the statistics take a gradient, it needs the input for that.
+    assert len(taken) == (make is norm)
     written(small())
     assert_nobody_can_tell(written, fused, small())
 
@@ -735,7 +777,7 @@ def test_replaced_modules_are_noticed() -> None:
 
 def test_attributes_that_the_forward_reads_are_noticed() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
-        x = net.conv(x)
+        x = net.method(net.conv(x) * getattr(net, "late", 1.0) * net.of_the_class)
         for layer in net.steps:
             x = layer(x)
         return F.relu(net.bn(x)) * net.scale if net.wide else F.relu(net.bn(x) + x)
@@ -752,6 +794,9 @@ def test_attributes_that_the_forward_reads_are_noticed() -> None:
         lambda net: setattr(net.bn, "total_iters", 5),
         lambda net: setattr(net.bn, "momentum", 0.5),
         lambda net: net.bn.eval(),
+        lambda net: setattr(net, "late", 2.0),
+        lambda net: setattr(net, "of_the_class", 3.0),
+        lambda net: setattr(net, "method", torch.neg),
     ):
         for net in (fused, written):
             change(net)
@@ -772,7 +817,6 @@ def test_train_and_eval_of_parts() -> None:
             net.bn2.train(not training)
         assert fused_layers(fused) == ({"bn": "relu"} if training else {"bn": "in place", "bn2": "in place"})
         torch.testing.assert_close(fused(small()), written(small()))
-    # Each of the two was traced once per mode of autograd.
     assert vars(fused)["forward"]._traces == 2
 
 
@@ -954,6 +998,18 @@ def test_the_order_of_collectives_stays() -> None:
 # What cannot be traced.
 
 
+class Negated(torch.autograd.Function):
+    """Its gradient is not that of its operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
 class Hidden(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -1002,6 +1058,8 @@ def _autocast(net: Any, x: Tensor) -> Tensor:
         (lambda net, x: checkpoint(net.bn, x, use_reentrant=False), "control flow"),
         (lambda net, x: checkpoint(net.bn, x, use_reentrant=True), "arguments|control flow"),
         (lambda net, x: net.bn(x) * random.random(), "random numbers"),
+        (lambda net, x: net.bn(x) * net.generator.random(), "draws random numbers from generator"),
+        (lambda net, x: Negated.apply(net.bn(x)), "arguments"),
         (lambda net, x: net.bn(x) * torch.rand(()), "nothing that comes from its inputs"),
         (lambda net, x: net.bn(x).to(next(net.parameters()).dtype), "nothing that comes from its inputs"),
         (lambda net, x: net.bn(x) + KEPT_TENSOR, "neither an input nor a parameter"),
