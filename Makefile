@@ -81,7 +81,7 @@ study: setup ## momentum against plain BatchNorm in the teacher, twelve training
 test: build-tests ## run the tests, C++ and Python, but for the sweeps (15 minutes in a fresh clone, then 8)
 	@$(CTEST)
 	@$(PYTEST) -n $(JOBS) --dist loadgroup -m 'not sweep'
-	@echo "-- $(MINUTES). Left to make test-all: sanitizers; $$(grep -rhoP '^@?.*mark\.sweep\("\K[^"]+' tests | sort -u | paste -sd ';' | sed 's/;/; /g')"
+	@echo "-- $(MINUTES). Left to make test-all: sanitizers; $$(grep -rhoP 'mark\.sweep\("\K[^"]+' tests | sort -u | paste -sd ';' | sed 's/;/; /g')"
 
 test-all: build-tests ## run everything: the tests, the sweeps, the sanitizers (70 minutes)
 	@$(CTEST)

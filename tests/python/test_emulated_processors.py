@@ -20,7 +20,10 @@ from test_capabilities import check_outputs
 PROCESSORS = {"Haswell": "AVX2", "Nehalem": "DEFAULT"}
 KERNEL_TESTS = ["ForwardTest.EverySize", "BackwardTest.EverySize", "SpecialValuesTest.EveryValueOfSixteenBits"]
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86-64 processors")
+pytestmark = [
+    pytest.mark.sweep("older processors, emulated"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86-64 processors"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import pytest
 
 from .conftest import checkpoint_of, pretrain_arguments
 
+pytestmark = pytest.mark.sweep("leaks of the trainer, under LeakSanitizer")
+
 LEAKED = 23
 
 
