@@ -45,9 +45,10 @@ export CMAKE_EXECUTABLE = $(shell command -v cmake)
 BUILD := cmake --build --preset release
 BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 
-# Threads of torch that wait do not keep a processor from the tests beside them.
 CTEST := ctest --preset release -j $(JOBS)
+# Threads of torch that wait do not keep a processor from the tests beside them.
 PYTEST := OMP_WAIT_POLICY=passive $(VENV_BIN)/python -m pytest
+QUICK_TESTS := -n $(JOBS) --dist loadgroup -m 'not sweep'
 STARTED := $(shell date +%s)
 MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
 
@@ -66,26 +67,27 @@ GPU_PYTEST = "$(PYTHON)" -m pytest --device cuda $(GPU_TESTS)
 help: ## list these commands, with how long each takes on two processors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
-setup: .venv/.package $(TRAINER) ## install what is missing, build, make the package importable in .venv (4 minutes)
+setup: .venv/.package $(TRAINER) ## install what is missing, build, make the package importable in .venv (5 minutes)
 
-demo: setup ## train a teacher on Fashion-MNIST and report on it in runs/demo (10 minutes)
+demo: setup ## train a teacher on Fashion-MNIST and report on it in runs/demo (some 10 minutes)
 	@OUT=runs/demo BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/demo.sh
 
-report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo; 1 minute)
+report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo; 10 seconds)
 	@$(if $(RUN),,echo "make report RUN=FOLDER: which run?" >&2; exit 2;) \
 	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh "$(RUN)"
 
-study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (40 minutes)
+study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (some 40 minutes)
 	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study $(ARGS)
 
-test: build-tests ## run the tests, C++ and Python, but for the sweeps (15 minutes in a fresh clone, then 8)
+test: build-tests ## run the tests, C++ and Python, but for the sweeps (15 minutes in a fresh clone)
 	@$(CTEST)
-	@$(PYTEST) -n $(JOBS) --dist loadgroup -m 'not sweep'
-	@echo "-- $(MINUTES). Left to make test-all: sanitizers; $$(grep -rhoP 'mark\.sweep\("\K[^"]+' tests | sort -u | paste -sd ';' | sed 's/;/; /g')"
+	@$(PYTEST) $(QUICK_TESTS)
+	@echo "-- $(MINUTES). Left to make test-all: C++ tests under sanitizers; $$(grep -rhoP --include='*.py' \
+	  'mark\.sweep\("\K[^"]+' tests | sort -u | paste -sd ';' | sed 's/;/; /g')"
 
-test-all: build-tests ## run everything: the tests, the sweeps, the sanitizers (70 minutes)
+test-all: build-tests ## run everything: the tests, the sweeps, the C++ tests under sanitizers (60 minutes)
 	@$(CTEST)
-	@$(PYTEST) -n $(JOBS) --dist loadgroup -m 'not sweep'
+	@$(PYTEST) $(QUICK_TESTS)
 	@$(PYTEST) -m sweep
 	@$(MAKE) --no-print-directory sanitize
 	@echo "-- everything passed, in $(MINUTES)"
@@ -105,17 +107,17 @@ sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer, UndefinedBeh
 	  ctest --preset $$preset -j $(JOBS); \
 	done
 
-bench: setup ## time the layer beside its peers, into runs/benchmarks (12 minutes; ARGS=--quick: 2 minutes)
+bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
 
-gpu: gpu-library ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu (30 minutes)
+gpu: gpu-library ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu (some 15 minutes, not measured)
 	@status=0; $(GPU_ENV) $(GPU_PYTEST) --junitxml $(GPU_OUT)/tests.xml 2>&1 | tee $(GPU_OUT)/tests.txt || status=1; \
 	  $(GPU_ENV) "$(PYTHON)" -m benchmarks.gpu --out $(GPU_OUT) $(ARGS) || status=1; exit $$status
 
-bench-gpu: gpu-library ## time the layer beside its peers on a GPU, into runs/gpu (20 minutes; ARGS=--quick: 5 minutes)
+bench-gpu: gpu-library ## time the layer beside its peers on a GPU, into runs/gpu (some 8 minutes, not measured; ARGS=--quick: 2)
 	@$(GPU_ENV) "$(PYTHON)" -m benchmarks.gpu --out $(GPU_OUT) $(ARGS)
 
-sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's memcheck and racecheck (some hours)
+sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's memcheck and racecheck (1 hour, not measured)
 	@# With memory of its own for each tensor, which CUDA graphs cannot have, an access beyond one is noticed.
 	@$(GPU_ENV) PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(GPU_PYTEST) -k 'not graph' 2>&1 \
 	  | tee $(GPU_OUT)/memcheck.txt

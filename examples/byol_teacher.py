@@ -96,7 +96,7 @@ class Run:
         self.steps, self.learning_rate, self.step = steps, learning_rate, 0
         self.student = nn.Sequential(encoder(), mlp(256, 128, 32))
         self.predictor = mlp(32, 128, 32)
-        # The teacher runs without gradients, so its normalisations may overwrite their inputs.
+        # The teacher runs without gradients, so its normalisations overwrite their inputs, which nobody reads again.
         self.teacher = MomentumTeacher(self.student, total_iters=steps, param_momentum=0.97, inplace=True)
         self.optimizer = torch.optim.SGD(
             [*self.student.parameters(), *self.predictor.parameters()], learning_rate, momentum=0.9, weight_decay=1e-4

@@ -83,6 +83,8 @@ def draw_neighbours(figure: Figure | SubFigure, neighbours: Neighbours) -> None:
             if neighbours.labels is None:
                 continue
             label = neighbours.labels[row, column]
+            if label < 0:  # an image without a label
+                continue
             colour = "black" if column == 0 else RIGHT if label == neighbours.labels[row, 0] else WRONG
             axes.set_title(neighbours.class_names[label], fontsize=7, color=colour, pad=2)
             for spine in axes.spines.values():

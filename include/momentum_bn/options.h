@@ -1,6 +1,7 @@
 #pragma once
 
 #include <momentum_bn/export.h>
+#include <momentum_bn/variance.h>
 #include <torch/arg.h>
 
 #include <c10/core/Device.h>
@@ -16,14 +17,6 @@ namespace momentum_bn {
 enum class Schedule {
   Cosine,    ///< (cos(pi * min(cur_iter, total_iters) / total_iters) + 1) / 2, arXiv 2101.07525
   Constant,  ///< stays where it is; only cur_iter advances
-};
-
-/// Which variance of the batch enters the blend and the running variance.
-/// b_var is the unbiased batch variance, n the number of values per channel.
-enum class Variance {
-  Published,  ///< b_var * n / (n - 1) in both, as `zengarden/momentum2-teacher` computes it
-  Unbiased,   ///< b_var in both
-  Biased,     ///< b_var * (n - 1) / n normalises, b_var enters the running variance, as torch's BatchNorm
 };
 
 /// Applied to the output in the same pass, after the residual was added.
@@ -45,8 +38,9 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   TORCH_ARG(int64_t, num_features);
   /// Added to the variance under the square root. Must be positive.
   TORCH_ARG(double, eps) = 1e-5;
-  /// Weight of the batch in the blend until the schedule first moves it, in [0, 1];
-  /// nullopt: cumulative average, weight 1 / (cur_iter + 1), no schedule.
+  /// Weight of the new batch in the blend until the schedule first moves it, towards 0; in [0, 1];
+  /// nullopt: cumulative average, weight 1 / (cur_iter + 1), no schedule. (A teacher's `param_momentum` is the weight
+  /// of its old parameters.)
   TORCH_ARG(std::optional<double>, momentum) = 1.0;
   /// Whether there is a weight (and, see `bias`, a bias) to learn.
   TORCH_ARG(bool, affine) = true;
@@ -59,13 +53,17 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   TORCH_ARG(Schedule, schedule) = Schedule::Cosine;
   TORCH_ARG(Variance, variance) = Variance::Published;
   TORCH_ARG(Activation, activation) = Activation::None;
-  /// The output takes the input's memory wherever no enabled gradient needs the input again.
+  /// The caller's promise that nobody reads the input afterwards, as with torch's ReLU in place: the output takes its
+  /// memory wherever no enabled gradient needs the input again. A network that reads it again gets a wrong result.
   TORCH_ARG(bool, inplace) = false;
   /// Name of a c10d process group that this process belongs to (`c10d::ProcessGroup::getGroupName()`; Python:
   /// `group.group_name`): in training the batch statistics are those of all its ranks' values together, n their number.
   /// One all_gather per training forward, none in backward or evaluation. All ranks must run the same training
   /// forwards. nullopt: this process alone.
   TORCH_ARG(std::optional<std::string>, process_group) = std::nullopt;
+  /// false: gradients flow through the batch's share of the statistics, as in torch's BatchNorm; with a `process_group`
+  /// that takes one all_reduce in the backward pass.
+  TORCH_ARG(bool, detach_statistics) = true;
   /// false: an affine layer without a bias.
   TORCH_ARG(bool, bias) = true;
   TORCH_ARG(std::optional<c10::Device>, device) = std::nullopt;

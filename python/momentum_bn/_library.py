@@ -54,7 +54,8 @@ def load_library(path: Path) -> None:
     """Loads the operators into ``torch.ops.momentum_bn``.
 
     Raises:
-        ImportError: the library was built against another minor version of torch, or cannot be loaded.
+        ImportError: the library was built against another minor version of torch, or cannot be loaded, or another copy
+            of it is loaded already (two would register the same operators, at which torch ends the process).
     """
     version, torch_version = built_as()
     if torch_version is not None and _minor(torch_version) != _minor(torch.__version__):
@@ -63,10 +64,33 @@ def load_library(path: Path) -> None:
             "installed. Reinstall it with the torch that it shall run with: "
             "pip install --no-build-isolation --force-reinstall --no-deps ."
         )
+    if hasattr(torch.ops.momentum_bn, "_show_config"):
+        _check_same_copy(path)
     try:
         torch.ops.load_library(path)
     except OSError as error:
         raise ImportError(f"momentum_bn: cannot load {path} with torch {torch.__version__}: {error}") from error
+
+
+def _check_same_copy(path: Path) -> None:
+    loaded = _loaded_files()
+    if any(file.samefile(path) for file in loaded):
+        return
+    others = [str(file) for file in loaded if "momentum_bn" in file.name] or ["a library of this process"]
+    raise ImportError(
+        f"momentum_bn: another copy of its operators is loaded already, {', '.join(others)}; this package would load "
+        f"{path}. A process can have one of them: build C++ extensions against the package's own library "
+        "(find_package(momentum_bn) with momentum_bn.cmake_prefix_path), or name the loaded one in "
+        f"{LIBRARY_VARIABLE}."
+    )
+
+
+def _loaded_files() -> list[Path]:
+    """The files that this process has mapped into memory, as far as the system tells and they are still there."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.is_file() else []
+    names = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
+    return sorted(path for path in map(Path, names) if path.is_file())
 
 
 def _minor(version: str) -> tuple[str, ...]:

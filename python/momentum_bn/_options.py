@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from typing_extensions import TypedDict  # torch needs it, too
+
+Schedule = Literal["cosine", "constant"]
+Variance = Literal["published", "unbiased", "biased"]
+Activation = Literal["relu"]
 
 _check_options = torch.ops.momentum_bn._check_options.default
 _check_process_group = torch.ops.momentum_bn._check_process_group.default
@@ -61,6 +66,34 @@ def as_group_name(group: Any) -> str | None:
     return group
 
 
+class TeacherOptions(TypedDict, total=False):
+    """What :class:`momentum_bn.MomentumTeacher` makes its layers with. See :class:`momentum_bn.MomentumBatchNorm`."""
+
+    momentum: float | None
+    views_per_update: int
+    schedule: Schedule
+    variance: Variance
+    inplace: bool
+    process_group: torch.distributed.ProcessGroup | str | None
+    detach_statistics: bool
+
+
+class ConvertOptions(TeacherOptions, total=False):
+    """What :func:`momentum_bn.convert_momentum_batchnorm` makes layers with."""
+
+    activation: Activation | None
+
+
+def check_option_names(caller: str, options: ConvertOptions | TeacherOptions, allowed: type) -> None:
+    """Checks keyword arguments against a class of options. Raises TypeError for one that this class does not have."""
+    names: frozenset[str] = allowed.__optional_keys__  # type: ignore[attr-defined]
+    for name in options:
+        if name not in names:
+            raise TypeError(
+                f"{caller}() got an unexpected keyword argument {name!r}; its options are {', '.join(sorted(names))}"
+            )
+
+
 @dataclass(frozen=True)
 class Options:
     """Configuration of a layer beside what torch's BatchNorm has. See :class:`momentum_bn.MomentumBatchNorm`.
@@ -71,11 +104,12 @@ class Options:
     total_iters: int = 100
     momentum: float | None = 1.0
     views_per_update: int = 2
-    schedule: str = "cosine"
-    variance: str = "published"
-    activation: str | None = None
+    schedule: Schedule = "cosine"
+    variance: Variance = "published"
+    activation: Activation | None = None
     inplace: bool = False
     process_group: Any = None
+    detach_statistics: bool = True
 
     def __post_init__(self) -> None:
         """Brings numbers to their types, and a process group to its name."""
@@ -83,6 +117,7 @@ class Options:
         object.__setattr__(self, "momentum", as_momentum(self.momentum))
         object.__setattr__(self, "views_per_update", as_int("views_per_update", self.views_per_update))
         object.__setattr__(self, "inplace", bool(self.inplace))
+        object.__setattr__(self, "detach_statistics", bool(self.detach_statistics))
         object.__setattr__(self, "process_group", as_group_name(self.process_group))
 
     def check(self, num_features: int, eps: float) -> None:

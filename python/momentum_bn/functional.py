@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._options import Options, as_float, as_word
+from ._options import Options, Variance, as_float, as_word
 
 __all__ = ["momentum_batch_norm"]
 
@@ -23,7 +23,7 @@ def momentum_batch_norm(
     training: bool = False,
     momentum: float = 1.0,
     eps: float = 1e-5,
-    variance: str = "published",
+    variance: Variance = "published",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Momentum BatchNorm as a pure function: changes nothing that it is given.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .modules import OWN_STATE, MomentumBatchNorm
+from .momentum_batch_norm import OWN_STATE, MomentumBatchNorm
 
 __all__ = ["plain_state_dict"]
 

@@ -127,6 +127,58 @@ TEST(State, CastsNeverRoundScheduleOrCounters) {
   }
 }
 
+TEST(State, SumsOfTheViewsHaveFloat32AtLeast) {
+  for (const auto dtype : {at::kHalf, at::kBFloat16}) {
+    const auto options = MomentumBatchNormOptions(2).views_per_update(8);
+    MomentumBatchNorm1d cast(options);
+    cast->to(dtype);
+    MomentumBatchNorm1d constructed(MomentumBatchNormOptions(options).dtype(dtype));
+    for (MomentumBatchNorm1d layer : {cast, constructed}) {
+      std::vector<at::Tensor> variances;
+      const auto view = [&](uint64_t seed) { return (randn({64, 2}, seed) * 100).to(dtype); };
+      for (uint64_t seed = 0; seed < 7; ++seed) layer->forward(view(seed));
+      EXPECT_EQ(layer->view_mean_sum.scalar_type(), at::kFloat);
+      EXPECT_EQ(layer->view_var_sum.scalar_type(), at::kFloat);
+      const at::Tensor sums = layer->view_var_sum.clone();
+      layer->to(at::kFloat), layer->to(at::kBFloat16), layer->to(at::kCPU, dtype);
+      EXPECT_TRUE(same_bits(layer->view_var_sum, sums)) << "a cast leaves them as they are";
+
+      std::stringstream stream;
+      torch::save(layer, stream);
+      MomentumBatchNorm1d loaded(options);
+      torch::load(loaded, stream);
+      MomentumBatchNorm1d copy(std::dynamic_pointer_cast<MomentumBatchNorm1dImpl>(layer->clone()));
+      for (uint64_t seed = 0; seed < 8; ++seed) variances.push_back(view(seed).to(at::kDouble).var({0}));
+      const at::Tensor expected = at::stack(variances).mean({0}) * 64 / 63;
+      for (MomentumBatchNorm1d complete : {layer, loaded, copy}) {
+        EXPECT_EQ(complete->view_var_sum.scalar_type(), at::kFloat);
+        complete->forward(view(7));
+        const at::Tensor error = (complete->running_var.to(at::kDouble) / expected - 1).abs().max();
+        EXPECT_LT(error.item<double>(), dtype == at::kHalf ? 0x1p-10 : 0x1p-7);
+      }
+    }
+  }
+  MomentumBatchNorm1d layer(2);
+  layer->to(at::kDouble);
+  EXPECT_EQ(layer->view_mean_sum.scalar_type(), at::kDouble);
+}
+
+TEST(State, SumsSavedInSixteenBitsAreWidened) {
+  MomentumBatchNorm1d layer(2);
+  layer->to(at::kHalf);
+  torch::serialize::OutputArchive archive;
+  for (const auto& item : layer->named_parameters()) archive.write(item.key(), item.value());
+  for (const auto& item : layer->named_buffers()) {
+    const bool is_sum = item.key().rfind("view_", 0) == 0 && item->dim() == 1;
+    archive.write(item.key(), is_sum ? item->to(at::kHalf) : item.value(), /*is_buffer=*/true);
+  }
+  std::stringstream stream;
+  archive.save_to(stream);
+  torch::load(layer, stream);
+  EXPECT_EQ(layer->view_mean_sum.scalar_type(), at::kFloat);
+  EXPECT_EQ(layer->view_var_sum.scalar_type(), at::kFloat);
+}
+
 TEST(State, HalfLayerRunsOnHalfInput) {
   MomentumBatchNorm2d layer(3);
   layer->to(at::kBFloat16);

@@ -7,6 +7,9 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/serialize.h>
 
+#include <c10/util/Exception.h>
+
+#include <functional>
 #include <limits>
 #include <set>
 #include <sstream>
@@ -160,6 +163,183 @@ TEST(MomentumTeacher, SixteenBitStudentHasAFloat32Master) {
   EXPECT_EQ(master.scalar_type(), at::kFloat);
   expect_close(master, expected, 1e-5);
   EXPECT_TRUE(same_bits(model->linear->weight, master.to(at::kBFloat16)));
+}
+
+/// The values of the masters by name; those of wide parameters, which have none, are left out.
+std::vector<at::Tensor> masters_of(const MomentumTeacher<Encoder>& teacher) {
+  std::vector<at::Tensor> masters;
+  for (const auto& item : teacher->named_buffers()) {
+    if (item.key().rfind("master/", 0) == 0 && item->numel() > 0) masters.push_back(item.value());
+  }
+  return masters;
+}
+
+TEST(MomentumTeacher, CastsKeepAndMakeMasters) {
+  for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+    Encoder student = student_of(at::kFloat);
+    Encoder wide_model = teacher_of(at::kFloat);
+    Encoder cast_model = teacher_of(at::kFloat);
+    const MomentumTeacher<Encoder> wide(student, wide_model, 10000, 0.999);
+    const MomentumTeacher<Encoder> cast(student, cast_model, 10000, 0.999);
+    cast->to(dtype);
+    {
+      const at::NoGradGuard no_grad;
+      for (at::Tensor& p : student->parameters()) p.add_(0.5);
+    }
+    for (int64_t t = 0; t < 200; ++t) {
+      wide.update();
+      cast.update();
+      if (t == 50) cast->to(at::kCPU, dtype);
+      if (t == 100) cast->to(at::kHalf), cast->to(at::kBFloat16), cast->to(at::kCPU), cast->to(dtype);
+      if (t == 150) {
+        cast->to(at::kFloat);
+        EXPECT_TRUE(masters_of(cast).empty());
+        EXPECT_TRUE(same_bits(cast_model->linear->weight, wide_model->linear->weight));
+        cast->to(dtype);
+      }
+    }
+    const auto masters = masters_of(cast);
+    const auto parameters = cast_model->parameters();
+    const auto expected = wide_model->parameters();
+    ASSERT_EQ(masters.size(), parameters.size());
+    for (size_t i = 0; i < masters.size(); ++i) {
+      EXPECT_TRUE(same_bits(masters[i], expected[i]));
+      EXPECT_TRUE(same_bits(parameters[i], expected[i].to(dtype)));
+    }
+    EXPECT_EQ(cast->named_buffers()["updates"].scalar_type(), at::kLong);
+    EXPECT_EQ(cast->updates(), 200);
+  }
+}
+
+TEST(MomentumTeacher, ADoubleTeacherMadeNarrowIsTheRoundingOfItsMasters) {
+  Encoder model = teacher_of();
+  const MomentumTeacher<Encoder> teacher(student_of(), model, 10);
+  teacher->to(at::kBFloat16);
+  const auto masters = masters_of(teacher);
+  for (size_t i = 0; i < masters.size(); ++i) {
+    EXPECT_TRUE(same_bits(model->parameters()[i], masters[i].to(at::kBFloat16)));
+  }
+}
+
+TEST(MomentumTeacher, AMasterIsNotOlderThanItsParameter) {
+  const std::vector<std::function<void(const MomentumTeacher<Encoder>&, const Encoder&)>> then = {
+      [](const auto& teacher, const Encoder& other) { teacher.update(other); },  // of the same weights: nothing moves
+      [](const auto& teacher, const Encoder&) { teacher->to(at::kBFloat16); },
+      [](const auto& teacher, const Encoder&) { teacher->to(at::kFloat), teacher->to(at::kBFloat16); },
+  };
+  for (const bool replaces_data : {false, true}) {
+    for (const auto& act : then) {
+      Encoder student = student_of(at::kBFloat16);
+      Encoder other = student_of(at::kBFloat16);
+      move(other, 7);
+      Encoder model = teacher_of(at::kBFloat16);
+      const MomentumTeacher<Encoder> teacher(student, model, 1000);
+      move(student, 1);
+      teacher.update();
+      const auto loaded = other->named_parameters();
+      for (auto& item : model->named_parameters()) {
+        const at::Tensor value = loaded[item.key()].detach().clone();
+        replaces_data ? item->set_data(value) : void(item->copy_(value));
+      }
+      act(teacher, other);
+      for (const auto& item : model->named_parameters()) EXPECT_TRUE(same_bits(item.value(), loaded[item.key()]));
+      const auto masters = masters_of(teacher);
+      ASSERT_EQ(masters.size(), 4U);
+      for (size_t i = 0; i < masters.size(); ++i) {
+        EXPECT_TRUE(same_bits(masters[i], model->parameters()[i].to(at::kFloat)));
+      }
+    }
+  }
+}
+
+TEST(MomentumTeacher, AModelCastByItselfGetsMasters) {
+  Encoder student = student_of(at::kFloat);
+  Encoder model = teacher_of(at::kFloat);
+  const MomentumTeacher<Encoder> teacher(student, model, 10);
+  model->to(at::kBFloat16);
+  teacher.update();
+  EXPECT_EQ(masters_of(teacher).size(), 4U);
+  model->to(at::kFloat);
+  teacher.update();
+  EXPECT_TRUE(masters_of(teacher).empty());
+}
+
+TEST(MomentumTeacher, GoesIntoTrainingMode) {
+  Encoder student = student_of();
+  student->eval();
+  Encoder model = teacher_of();
+  model->eval();
+  const MomentumTeacher<Encoder> teacher(student, model, 10);
+  EXPECT_TRUE(model->is_training() && model->momentum_norm->is_training());
+  EXPECT_FALSE(student->is_training());
+}
+
+TEST(MomentumTeacher, TotalItersAndTheStartMayBeSet) {
+  for (const bool by_function : {false, true}) {
+    Encoder model = teacher_of();
+    const MomentumTeacher<Encoder> teacher(student_of(), model, 10);
+    by_function ? set_total_iters(*teacher, 1000) : teacher->set_total_iters(1000);
+    EXPECT_EQ(teacher->total_iters(), 1000);
+    EXPECT_EQ(model->momentum_norm->total_iters(), 1000);
+    for (int64_t t = 0; t < 10; ++t) teacher.update();
+    EXPECT_NEAR(teacher->param_momentum(), oracle::teacher_momentum(10, 1000, 0.99), 1e-15);
+    teacher->set_param_momentum(0.5);
+    EXPECT_NEAR(teacher->param_momentum(), oracle::teacher_momentum(10, 1000, 0.5), 1e-15);
+    EXPECT_THROW(teacher->set_total_iters(0), c10::ValueError);
+    EXPECT_THROW(set_total_iters(*teacher, 0), c10::ValueError);
+    EXPECT_THROW(teacher->set_param_momentum(1.1), c10::ValueError);
+    EXPECT_EQ(teacher->total_iters(), 1000);
+    EXPECT_EQ(model->momentum_norm->total_iters(), 1000);
+    EXPECT_NEAR(teacher->param_momentum(), oracle::teacher_momentum(10, 1000, 0.5), 1e-15);
+  }
+}
+
+TEST(MomentumTeacher, ResetStartsBothSchedulesAnew) {
+  Encoder student = student_of();
+  Encoder model = teacher_of();
+  const MomentumTeacher<Encoder> teacher(student, model, 10, 0.9);
+  for (int64_t step = 0; step < 5; ++step) {
+    move(student, step);
+    teacher.update();
+    for (uint64_t view = 0; view < 2; ++view) teacher.forward(randn({6, 4}, view));
+  }
+  teacher.forward(randn({6, 4}, 9));
+  const at::Tensor weight = model->linear->weight.clone();
+  const at::Tensor mean = model->momentum_norm->running_mean.clone();
+  teacher->reset();
+  EXPECT_EQ(teacher->updates(), 0);
+  EXPECT_EQ(teacher->param_momentum(), 0.9);
+  EXPECT_EQ(model->momentum_norm->cur_iter(), 0);
+  EXPECT_EQ(model->momentum_norm->momentum(), 1.0);
+  EXPECT_EQ(model->momentum_norm->view_count.item<int64_t>(), 0);
+  EXPECT_FALSE(model->momentum_norm->view_mean_sum.any().item<bool>());
+  EXPECT_TRUE(same_bits(model->linear->weight, weight));
+  EXPECT_TRUE(same_bits(model->momentum_norm->running_mean, mean));
+}
+
+TEST(MomentumTeacher, AScheduleAtAnotherPaceIsToldOnce) {
+  /// Keeps what it is told.
+  struct Listener : c10::WarningHandler {
+    void process(const c10::Warning& warning) override { heard.push_back(warning.msg()); }
+    std::vector<std::string> heard;
+  };
+  const auto warnings_at = [](int64_t forwards) {
+    Listener listener;
+    const c10::WarningUtils::WarningHandlerGuard guard(&listener);
+    const MomentumTeacher<Encoder> teacher(student_of(), teacher_of(), 40);
+    for (int64_t step = 0; step < 4; ++step) {
+      teacher.update();
+      for (int64_t view = 0; view < forwards; ++view) teacher.forward(randn({6, 4}, view));
+    }
+    return listener.heard;
+  };
+  EXPECT_TRUE(warnings_at(2).empty());
+  EXPECT_TRUE(warnings_at(0).empty());
+  const auto heard = warnings_at(8);
+  ASSERT_EQ(heard.size(), 1U);
+  for (const std::string words : {"8 training forwards", "views_per_update=2", "4 times as fast"}) {
+    EXPECT_NE(heard[0].find(words), std::string::npos) << heard[0];
+  }
 }
 
 TEST(MomentumTeacher, TheStudentIsReferencedAndNotRegistered) {

@@ -176,3 +176,43 @@ def test_input_changed_before_backward_is_noticed():
     x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+UNPACKED = {
+    "another dtype": lambda t: t.half(),
+    "integers": lambda t: t.int(),
+    "bytes": lambda t: t.to(torch.int8),
+    "fewer values": lambda t: t[:1].contiguous(),
+    "another number of dimensions": lambda t: t.unsqueeze(0),
+    "no values": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"inplace": True}], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("unpacked", UNPACKED)
+def test_what_a_saved_tensor_hook_gives_back_is_checked(unpacked, number, training, options):
+    """As hooks that compress or offload activations may: of the tensors saved, one comes back as something else."""
+    layer = momentum_bn.MomentumBatchNorm2d(4, **options).train(training)
+    if options.get("inplace"):
+        layer.weight.requires_grad_(False)
+    x = torch.randn(16, 4, 8, 8, requires_grad=True)
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor)
+        return len(packed) - 1, tensor
+
+    def unpack(saved):
+        index, tensor = saved
+        return UNPACKED[unpacked](tensor) if index == number else tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        y = layer(x.clone())
+    if number >= len(packed):
+        return  # so many tensors were not saved
+    if not training and not options.get("inplace"):
+        return  # torch's own operators
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
+        y.sum().backward()

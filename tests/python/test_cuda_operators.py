@@ -12,7 +12,7 @@ from oracle import MomentumBatchNormOracle, cosine_schedule
 from snapshots import same_bits, snapshot, unchanged
 
 SHAPE = (8, 5, 3, 4)
-OPTIONS = (1e-5, 10, 2, "cosine", "published")
+OPTIONS = (1e-5, None, 10, 2, "cosine", "published", True)
 
 
 def layer(**options):
@@ -83,7 +83,7 @@ def test_backward_over_its_gradient_equals_backward(layout, activation):
     m = layer(activation=activation)
     y, saved = torch.ops.momentum_bn._forward_train(x, None, m.weight, m.bias, state(m), *OPTIONS, activation)
     dy = as_layout(randn(*SHAPE, seed=1, dtype=torch.float32), layout)
-    arguments = x, y.detach() if activation else None, m.weight.detach(), saved, activation
+    arguments = x, y.detach() if activation else None, m.weight.detach(), None, saved, activation
     dx, dweight, dbias, dresidual = torch.ops.momentum_bn._backward(dy, *arguments, [True] * 4)
     over = dy.clone(memory_format=torch.preserve_format)
     results = torch.ops.momentum_bn._backward_(over, *arguments, [True] * 4)

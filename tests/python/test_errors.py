@@ -104,6 +104,65 @@ def test_dtype_of_the_input(dtype, training):
         m(torch.ones(0, 3, 2, 2, dtype=dtype))
 
 
+KERNEL_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+ALL_DTYPES = sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+def test_exactly_four_dtypes_pass(dtype, inplace, training):
+    """torch has floating-point dtypes of one byte a value, too: no kernel reads them."""
+    m = momentum_bn.MomentumBatchNorm2d(4, affine=False, inplace=inplace).train(training)
+    try:
+        x = torch.empty(2, 4, 8, 8, dtype=dtype)
+    except (RuntimeError, TypeError):
+        pytest.skip(f"torch cannot make a tensor of {dtype}")
+    if dtype in KERNEL_DTYPES:
+        m.to(dtype)(x)
+        return
+    with unchanged(m), pytest.raises((TypeError, RuntimeError)), torch.no_grad():
+        m(x)
+
+
+SCALARS = ["num_batches_tracked", "view_count", "cur_iter_state", "momentum_state"]
+ARRAYS = ["running_mean", "running_var", "view_mean_sum", "view_var_sum"]
+
+
+@pytest.mark.parametrize("name", SCALARS + ARRAYS)
+@pytest.mark.parametrize(
+    "replaced",
+    {
+        "without elements": lambda t: t.new_empty(0),
+        "longer": lambda t: t.new_zeros(5),
+        "on meta": lambda t: t.to("meta"),
+        "of bytes": lambda t: t.to(torch.int8),
+        "complex": lambda t: t.to(torch.complex64),
+    }.items(),
+    ids=lambda r: r[0],
+)
+def test_buffers_replaced_between_calls(name, replaced):
+    m = mid_pair_layer()
+    m._buffers[name] = replaced[1](m._buffers[name])
+    x = torch.rand(4, 3, 2, 2)
+    before = {n: b.clone() for n, b in m.named_buffers()}
+    with pytest.raises((ValueError, TypeError, RuntimeError)) as e:
+        m(x)
+    # The number of channels is read off the running mean.
+    assert name in str(e.value) or (name == "running_mean" and "channels" in str(e.value))
+    for n, b in m.named_buffers():
+        assert b.is_meta or torch.equal(b, before[n])
+
+
+def test_copy_on_write_clones_of_the_state_keep_their_values():
+    m = mid_pair_layer()
+    clones = {n: (torch._lazy_clone(b), b.clone()) for n, b in m.named_buffers()}
+    for _ in range(2):
+        m(torch.rand(4, 3, 2, 2) + 5)
+    for name, (clone, before) in clones.items():
+        assert torch.equal(clone, before), name
+
+
 def type_name(dtype):
     """What C++ calls the dtype."""
     return {

@@ -109,6 +109,25 @@ def test_flag_never_changes_a_result(training, activation, frozen, with_residual
             assert_close(taken, fresh, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("reads_again", [False, True])
+def test_the_promise_is_the_callers(reads_again):
+    """Where nobody reads the input afterwards, no result changes; where the network does, nothing notices it."""
+
+    class Block(torch.nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.norm = momentum_bn.MomentumBatchNorm2d(3, inplace=inplace)
+
+        def forward(self, x):
+            y = torch.relu(self.norm(x))
+            return x + y if reads_again else y
+
+    x = randn(4, 3, 5, 5, dtype=torch.float32)
+    with torch.no_grad():
+        results = [Block(inplace)(x.clone()) for inplace in (False, True)]
+    assert same_bits(*results) != reads_again
+
+
 def test_double_backward_in_place():
     results = []
     for flag in (True, False):

@@ -44,8 +44,8 @@ def test_constructor_signature(dim):
     assert defaults == {
         "num_features": inspect.Parameter.empty, "eps": 1e-05, "momentum": 1.0, "affine": True,
         "track_running_stats": True, "total_iters": 100, "views_per_update": 2, "schedule": "cosine",
-        "variance": "published", "activation": None, "inplace": False, "process_group": None, "bias": True,
-        "device": None, "dtype": None,
+        "variance": "published", "activation": None, "inplace": False, "process_group": None,
+        "detach_statistics": True, "bias": True, "device": None, "dtype": None,
     }  # fmt: skip
     positional = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert positional == ["num_features", "eps", "momentum", "affine", "track_running_stats", "total_iters"]
@@ -87,8 +87,10 @@ def test_factory_kwargs(dim, dtype):
     m = LAYERS[dim](3, device="meta", dtype=dtype)
     assert all(t.device.type == "meta" for t in itertools.chain(m.parameters(), m.buffers()))
     m = LAYERS[dim](3, device="cpu", dtype=dtype)
-    for name in ("weight", "bias", "running_mean", "running_var", "view_mean_sum", "view_var_sum"):
+    for name in ("weight", "bias", "running_mean", "running_var"):
         assert getattr(m, name).dtype == dtype
+    for name in ("view_mean_sum", "view_var_sum"):
+        assert getattr(m, name).dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
     for name in ("num_batches_tracked", "view_count", "cur_iter_state"):
         assert getattr(m, name).dtype == torch.int64
     assert m.momentum_state.dtype == torch.float64
@@ -98,6 +100,17 @@ def test_device_ctx_init():
     with torch.device("meta"):
         m = momentum_bn.MomentumBatchNorm2d(3)
     assert all(t.device.type == "meta" for t in itertools.chain(m.parameters(), m.buffers()))
+
+
+@pytest.mark.parametrize("dim", DIMENSIONS)
+def test_input_may_be_passed_by_torchs_name(dim):
+    x, residual = (randn(*[4, 5, 3, 2, 2][: dim + 2], seed=seed, dtype=torch.float32) for seed in (0, 1))
+    for training in (True, False):
+        for options in ({}, {"inplace": True, "activation": "relu"}, {"track_running_stats": False}):
+            by_position, by_name = (LAYERS[dim](5, **options).train(training) for _ in range(2))
+            with torch.no_grad():
+                assert same_bits(by_name(input=x.clone()), by_position(x.clone()))
+                assert same_bits(by_name(residual=residual, input=x.clone()), by_position(x.clone(), residual))
 
 
 def test_meta_layer_becomes_new_when_given_memory_and_reset():

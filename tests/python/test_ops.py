@@ -9,7 +9,10 @@ import momentum_bn
 from inputs import randn
 from oracle import cosine_schedule, teacher_momentum
 
-WORDS = (1e-5, 10, 2, "cosine", "published")
+# eps, momentum, total_iters, views_per_update, schedule, variance, detach_statistics
+WORDS = (1e-5, None, 10, 2, "cosine", "published", True)
+THROUGH = (1e-5, None, 10, 2, "cosine", "published", False)
+BATCH_NORM = (1e-5, 0.1, 1, 1, "constant", "biased", False)
 
 
 def state(dtype=torch.float32, c=3):
@@ -39,9 +42,17 @@ def channels_last():
     return values(*IMAGES).contiguous(memory_format=torch.channels_last)
 
 
-def saved(dtype=torch.float32):
-    """What backward needs of the statistics: mean, what the mean lost in rounding, 1 / std."""
-    return torch.stack([randn(3, seed=8), torch.zeros(3), randn(3, seed=9).abs() + 0.5]).to(dtype)
+def saved(dtype=torch.float32, rows=3):
+    """What backward needs of the statistics: mean, what the mean lost in rounding, 1 / std.
+
+    Where they take gradients, also the mean less the batch's, and the batch's shares.
+    """
+    shares = [randn(3, seed=7) * 0.1, torch.full((3,), 0.02), torch.full((3,), 0.03)]
+    return torch.stack([randn(3, seed=8), torch.zeros(3), randn(3, seed=9).abs() + 0.5, *shares])[:rows].to(dtype)
+
+
+def sums():
+    return torch.stack([randn(3, seed=5), randn(3, seed=6)]).double()
 
 
 def double(*shape):
@@ -72,6 +83,9 @@ SAMPLES = {
         (leaf(*IMAGES, dtype=torch.bfloat16), None, leaf(3), leaf(3), state(), *WORDS, None),
         (double(2, 3, 2, 2, 2), None, double(3), None, state(torch.float64), *WORDS, None),
         (torch.empty(0, 3, 4, 5), None, leaf(3), leaf(3), state(), *WORDS, None),
+        (leaf(*IMAGES), None, leaf(3), leaf(3), state(), *THROUGH, "relu"),
+        (leaf(*IMAGES), leaf(*IMAGES), leaf(3), leaf(3), state()[:3], *BATCH_NORM, "relu"),
+        (leaf(4, 3, dtype=torch.bfloat16), None, leaf(3), None, [], *BATCH_NORM, None),
     ],
     "_forward_train_": lambda: [
         (values(*IMAGES), None, None, None, state(), *WORDS, None),
@@ -92,26 +106,76 @@ SAMPLES = {
         (torch.empty(0, 3, 4), values(3), None, torch.zeros(3), torch.ones(3), 0.5, 1e-5, "published"),
     ],
     "_backward_": lambda: [
-        (values(*IMAGES), values(*IMAGES, seed=1), None, values(3), saved(), None, [True, True, True, False]),
-        (channels_last(), channels_last(), values(*IMAGES, seed=2), values(3), saved(), "relu", [True] * 4),
-        (values(4, 3).t().contiguous().t(), None, None, None, saved(), None, [True, False, False, False]),
+        (values(*IMAGES), values(*IMAGES, seed=1), None, values(3), None, saved(), None, [True, True, True, False]),
+        (channels_last(), channels_last(), values(*IMAGES, seed=2), values(3), None, saved(), "relu", [True] * 4),
+        (values(4, 3).t().contiguous().t(), None, None, None, None, saved(), None, [True, False, False, False]),
     ],
     "_backward": lambda: [
-        (leaf(*IMAGES), leaf(*IMAGES, seed=1), None, leaf(3), saved(), None, [True, True, True, False]),
-        (leaf(*IMAGES), None, None, leaf(3), saved(), None, [True, False, True, False]),
-        (leaf(*IMAGES), leaf(*IMAGES, seed=1), values(*IMAGES, seed=2), leaf(3), saved(), "relu", [True] * 4),
-        (leaf(4, 3), leaf(4, 3, seed=1), None, None, saved(), None, [True, False, False, False]),
-        (channels_last(), channels_last(), None, values(3), saved(), None, [True, True, True, False]),
+        (leaf(*IMAGES), leaf(*IMAGES, seed=1), None, leaf(3), None, saved(), None, [True, True, True, False]),
+        (leaf(*IMAGES), None, None, leaf(3), None, saved(), None, [True, False, True, False]),
+        (leaf(*IMAGES), leaf(*IMAGES, seed=1), values(*IMAGES, seed=2), leaf(3), None, saved(), "relu", [True] * 4),
+        (leaf(4, 3), leaf(4, 3, seed=1), None, None, None, saved(), None, [True, False, False, False]),
+        (channels_last(), channels_last(), None, values(3), None, saved(), None, [True, True, True, False]),
         (
             values(4, 3, dtype=torch.bfloat16),
             values(4, 3, seed=1, dtype=torch.bfloat16),
             None,
             values(3),
+            None,
             saved(),
             None,
             [True, True, True, False],
         ),
-        (double(4, 3), double(4, 3), None, double(3), saved(torch.float64), None, [True, True, True, False]),
+        (double(4, 3), double(4, 3), None, double(3), None, saved(torch.float64), None, [True, True, True, False]),
+        (leaf(*IMAGES), leaf(*IMAGES, seed=1), None, leaf(3), None, saved(rows=6), None, [True, True, True, False]),
+        (
+            leaf(*IMAGES),
+            leaf(*IMAGES, seed=1),
+            None,
+            leaf(3),
+            leaf(3),
+            saved(rows=6),
+            "relu",
+            [True, True, True, False],
+        ),
+        (channels_last(), channels_last(), channels_last(), values(3), None, saved(rows=6), "relu", [True] * 4),
+    ],
+    "_gradient_sums": lambda: [
+        (
+            values(*IMAGES),
+            values(*IMAGES, seed=1),
+            None,
+            values(3),
+            None,
+            saved(rows=6),
+            None,
+            [False, True, True, False],
+        ),
+        (
+            channels_last(),
+            channels_last(),
+            channels_last(),
+            values(3),
+            None,
+            saved(rows=6),
+            "relu",
+            [False] + [True] * 3,
+        ),
+        (
+            torch.empty(0, 3, 4),
+            torch.empty(0, 3, 4),
+            None,
+            values(3),
+            None,
+            saved(rows=6),
+            None,
+            [False, True, True, False],
+        ),
+    ],
+    "_gradient_of_input": lambda: [
+        (values(*IMAGES), values(*IMAGES, seed=1), None, values(3), None, saved(rows=6), sums(), None),
+        (values(*IMAGES), values(*IMAGES, seed=1), None, values(3), values(3), saved(rows=6), sums(), "relu"),
+        (torch.empty(0, 3, 4), torch.empty(0, 3, 4), None, None, None, saved(rows=6), sums(), None),
     ],
     "_advance_schedule_": lambda: [
         (torch.tensor(3), torch.tensor(0.5, dtype=torch.float64), 10, "cosine"),

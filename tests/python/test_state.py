@@ -12,6 +12,7 @@ from torch import nn
 
 import momentum_bn
 from inputs import LAYERS, TORCH_LAYERS, randn, randomise_parameters
+from momentum_bn import convert_momentum_batchnorm
 from oracle import cosine_schedule
 from snapshots import OWN_STATE, PLAIN_STATE, assert_same, same_bits, snapshot, unchanged
 
@@ -157,12 +158,56 @@ def test_schedule_in_a_cast_layer_is_that_of_float32(dtype):
         momentum_bn.MomentumBatchNorm2d(3, total_iters=7),
         momentum_bn.MomentumBatchNorm2d(3, total_iters=7).to(dtype),
     )
-    assert cast.running_mean.dtype == cast.view_mean_sum.dtype == dtype
+    assert cast.running_mean.dtype == dtype
+    assert cast.view_mean_sum.dtype == torch.promote_types(dtype, torch.float32)
     for step in range(16):
         x = randn(4, 3, 5, 5, seed=step, dtype=torch.float32)
         plain(x), cast(x.to(dtype))
         assert plain.momentum == cast.momentum and plain.cur_iter == cast.cur_iter
     assert cast.momentum == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dtype, n: momentum_bn.MomentumBatchNorm1d(2, views_per_update=n).to(dtype),
+        lambda dtype, n: momentum_bn.MomentumBatchNorm1d(2, views_per_update=n, dtype=dtype),
+        lambda dtype, n: convert_momentum_batchnorm(nn.BatchNorm1d(2).to(dtype), 9, views_per_update=n),
+    ],
+    ids=["cast", "constructed", "converted"],
+)
+def test_sums_of_the_views_have_float32_at_least(make, dtype):
+    """A sum of variances may overflow float16 where their mean fits, and would be rounded view by view."""
+    views = [randn(64, 2, seed=seed, dtype=dtype, scale=100) for seed in range(8)]
+    m = make(dtype, len(views))
+    for x in views[:-1]:
+        m(x)
+    assert m.view_mean_sum.dtype == m.view_var_sum.dtype == torch.float32
+    copies = [copy.deepcopy(m), pickle.loads(pickle.dumps(m)), make(dtype, len(views)), make(dtype, len(views))]
+    copies[2].load_state_dict(m.state_dict())
+    copies[3].load_state_dict(m.state_dict(), assign=True)
+    expected = torch.stack([x.double().var(0) for x in views]).mean(0) * 64 / 63
+    for layer in (m, *copies):
+        layer(views[-1])
+        assert layer.running_var.dtype == dtype and torch.isfinite(layer.running_var).all()
+        torch.testing.assert_close(layer.running_var.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
+        assert same_bits(layer.running_mean, m.running_mean)
+
+
+def test_casts_keep_sums_of_the_views():
+    """Between two views: to 16 bits and back leaves their sums as they were; sums saved in 16 bits are widened."""
+    m = momentum_bn.MomentumBatchNorm1d(3, views_per_update=4)
+    m(randn(8, 3, dtype=torch.float32))
+    sums = m.view_mean_sum.clone(), m.view_var_sum.clone()
+    m.half().bfloat16().float()
+    assert same_bits(m.view_mean_sum, sums[0]) and same_bits(m.view_var_sum, sums[1])
+    assert m.double().view_mean_sum.dtype == torch.float64 and m.half().view_mean_sum.dtype == torch.float32
+    saved = {name: value.half() if value.dim() else value for name, value in m.state_dict().items()}
+    for assign in (False, True):
+        loaded = momentum_bn.MomentumBatchNorm1d(3, views_per_update=4).half()
+        loaded.load_state_dict(copy.deepcopy(saved), assign=assign)
+        assert loaded.view_mean_sum.dtype == torch.float32 and loaded.running_mean.dtype == torch.float16
 
 
 def test_cast_keeps_the_buffers_registered_and_shared_structures():
@@ -368,3 +413,30 @@ def test_schedule_stays_at_zero_past_total_iters():
     assert torch.equal(m.running_mean, frozen[0]) and torch.equal(m.running_var, frozen[1])
     with unchanged(m.eval()):
         m(torch.rand(4, 3))
+
+
+# --- infinity and NaN: what docs/state.md says ------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_batch_of_infinity_or_nan_stays_in_the_running_statistics_until_they_are_new(bad):
+    ours = momentum_bn.MomentumBatchNorm1d(3, total_iters=20, views_per_update=1)
+    torchs = nn.BatchNorm1d(3)
+    batches = [randn(16, 3, seed=seed, dtype=torch.float32) for seed in range(12)]
+    for step, x in enumerate(batches):
+        x = x.clone()
+        if step == 5:
+            x[3, 1] = bad
+        y, theirs = ours(x), torchs(x)
+        assert torch.isfinite(y[:, [0, 2]]).all(), "the other channels are as they were"
+    assert torch.isfinite(theirs).all(), "torch's output recovers"
+    assert not torch.isfinite(ours.running_mean[1]) and not torch.isfinite(y[:, 1]).any(), "ours does not"
+
+    cur_iter = ours.cur_iter
+    ours.reset_running_stats()
+    ours.cur_iter = cur_iter
+    assert ours.momentum == 1.0
+    ours(batches[0])
+    torch.testing.assert_close(ours.running_mean, batches[0].mean(0))
+    assert ours.momentum == pytest.approx(cosine_schedule(13, 20), abs=1e-15), "the schedule goes on"
+    assert torch.isfinite(ours(batches[1])).all()

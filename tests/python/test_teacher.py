@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import pickle
+import re
+import warnings
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ import momentum_bn
 from inputs import randn
 from momentum_bn import MomentumTeacher
 from oracle import MomentumBatchNormOracle, teacher_momentum
-from snapshots import PLAIN_STATE, same_bits, snapshot, unchanged
+from snapshots import PLAIN_STATE, assert_same, same_bits, snapshot, unchanged
 
 
 def make_student(dtype=torch.float32, width=4):
@@ -252,6 +255,416 @@ def test_plain_state_dict_of_a_teachers_model():
     names = {name.rsplit(".", 1)[-1] for name in momentum_bn.plain_state_dict(teacher)}
     assert not names & {"momentum_state", "cur_iter_state", "view_count", "view_mean_sum", "view_var_sum"}
     assert set(PLAIN_STATE) <= names
+
+
+# --- what it starts with --------------------------------------------------------------------------
+
+
+def test_a_student_in_evaluation_has_a_teacher_in_training():
+    student = make_student().eval()
+    teacher = MomentumTeacher(student, 10)
+    assert all(part.training for part in teacher.modules())
+    assert not any(part.training for part in student.modules())
+    for step in range(4):
+        teacher(images(step))
+    assert [layer.cur_iter for layer in layers_of(teacher)] == [2, 2]
+
+
+def test_running_statistics_start_as_the_students():
+    student = make_student()
+    student(images())
+    layer = layers_of(MomentumTeacher(student, 10))[0]
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert same_bits(getattr(layer, name), getattr(student[1], name))
+
+
+def test_schedules_start_anew_also_of_momentum_batchnorms():
+    """With the options that are given; what is not given stays as the student's layers have it."""
+    student = momentum_bn.convert_momentum_batchnorm(make_student(), 20, momentum=0.8, variance="biased")
+    student[1].activation = "relu"
+    for step in range(5):
+        student(images(step))
+    before = snapshot(student)
+    teacher = MomentumTeacher(student, total_iters=50, views_per_update=3)
+    for layer, theirs in zip(layers_of(teacher), (student[1], student[5]), strict=True):
+        assert (layer.cur_iter, layer.momentum, int(layer.view_count)) == (0, 0.8, 0)
+        assert (layer.total_iters, layer.views_per_update, layer.variance) == (50, 3, "biased")
+        assert not layer.view_mean_sum.any() and not layer.view_var_sum.any()
+        assert same_bits(layer.running_mean, theirs.running_mean)
+    assert layers_of(teacher)[0].activation == "relu"
+    assert_same(snapshot(student), before)
+
+
+def test_a_network_of_ones_own():
+    """teacher=: taken as it is, with other names, parameters and statistics of its own; converted."""
+
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+            self.linear, self.last = nn.Linear(36, 5), momentum_bn.MomentumBatchNorm1d(5, variance="biased")
+
+        def forward(self, x):
+            return self.last(self.linear(torch.relu(self.norm(self.conv(x))).flatten(1)))
+
+    student, own = make_student().double(), Other().double().eval()
+    own.last.cur_iter = 7
+    values = [p.detach().clone() for p in own.parameters()]
+    teacher = MomentumTeacher(student, 10, 0.5, teacher=own, views_per_update=3)
+    assert teacher.module is own and own.training and teacher.student is student
+    assert type(own.norm) is momentum_bn.MomentumBatchNorm2d and own.norm.views_per_update == 3
+    assert (own.last.variance, own.last.total_iters, own.last.cur_iter) == ("biased", 10, 0)
+    assert not any(p.requires_grad for p in own.parameters())
+    assert all(same_bits(p, value) for p, value in zip(own.parameters(), values, strict=True))
+    teacher.update()
+    for p, value, theirs in zip(own.parameters(), values, student.parameters(), strict=True):
+        assert_close(p.detach(), 0.5 * value + 0.5 * theirs.detach(), rtol=1e-12, atol=1e-12)
+    assert teacher(images(dtype=torch.float64)).shape == (6, 5)
+
+
+def test_networks_of_ones_own_that_do_not_fit_are_refused():
+    student = make_student()
+    shares_a_layer = make_student()
+    shares_a_layer[4] = student[4]
+    cases = [(make_student()[:-1], ValueError, "parameters"), (make_student(width=5), ValueError, "shape"),
+             (student, ValueError, "of its own"), (shares_a_layer, ValueError, "4.weight"),
+             ("resnet", TypeError, "teacher")]  # fmt: skip
+    for network, kind, words in cases:
+        with pytest.raises(kind, match=words):
+            MomentumTeacher(student, 10, teacher=network)
+        if isinstance(network, nn.Module):
+            assert all(p.requires_grad for p in network.parameters()) and type(network[1]) is nn.BatchNorm2d
+    assert all(p.requires_grad for p in student.parameters())
+
+
+@pytest.mark.parametrize("wrap", [
+    torch.compile, nn.DataParallel, lambda net: torch.compile(nn.DataParallel(net)),
+    lambda net: nn.Sequential(*net[:4], torch.compile(net[4]), nn.DataParallel(net[5])),
+])  # fmt: skip
+def test_wrappers_are_taken_off(wrap):
+    """Keys of a checkpoint do not depend on how the student runs."""
+    student = make_student()
+    wrapped = wrap(student)
+    teacher, plain = MomentumTeacher(wrapped, 10, 0.5), MomentumTeacher(student, 10, 0.5)
+    assert list(teacher.state_dict()) == list(plain.state_dict())
+    assert type(teacher.module) is nn.Sequential and teacher.student is wrapped
+    move(student, 1)
+    teacher.update(), plain.update()
+    plain.load_state_dict(teacher.state_dict(), strict=True)
+    assert same_bits(teacher(images()), plain(images()))
+
+
+def test_activation_is_no_option():
+    student = make_student()
+    with pytest.raises(TypeError, match=r"activation.*every layer.*teacher="):
+        MomentumTeacher(student, 10, activation="relu")
+    with pytest.raises(TypeError, match="inplcae"):
+        MomentumTeacher(student, 10, inplcae=True)
+
+
+def test_options_without_effect_are_refused():
+    student = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    with pytest.raises(ValueError, match=r"views_per_update .*no BatchNorm"):
+        MomentumTeacher(student, 10, views_per_update=7)
+    MomentumTeacher(student, 10).update()
+
+
+# --- its schedules --------------------------------------------------------------------------------
+
+
+def test_total_iters_may_be_assigned():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student = make_student()
+            self.teacher = MomentumTeacher(self.student, 10)
+
+    for set_to in (
+        lambda whole: momentum_bn.set_total_iters(whole, 1000),
+        lambda whole: momentum_bn.set_total_iters(whole.teacher, 1000),
+        lambda whole: setattr(whole.teacher, "total_iters", 1000),
+    ):
+        whole = Whole()
+        set_to(whole)
+        assert whole.teacher.total_iters == 1000
+        assert [layer.total_iters for layer in layers_of(whole.teacher)] == [1000, 1000]
+        for _ in range(10):
+            whole.teacher.update()
+        assert whole.teacher.param_momentum == pytest.approx(teacher_momentum(10, 1000, 0.99), abs=1e-15)
+        for wrong, kind in ((0, ValueError), (1.5, TypeError)):
+            with pytest.raises(kind, match="total_iters"):
+                whole.teacher.total_iters = wrong
+            with pytest.raises(kind, match="total_iters"):
+                momentum_bn.set_total_iters(whole, wrong)
+            assert whole.teacher.total_iters == layers_of(whole.teacher)[0].total_iters == 1000
+
+
+def test_start_of_param_momentum_may_be_assigned():
+    student = make_student(torch.float64)
+    teacher = MomentumTeacher(student, 10)
+    teacher.param_momentum = 0.5
+    assert teacher.param_momentum == 0.5
+    old = [p.detach().clone() for p in teacher.parameters()]
+    move(student, 0)
+    teacher.update()
+    for ours, before, theirs in zip(teacher.parameters(), old, student.parameters(), strict=True):
+        assert_close(ours.detach(), 0.5 * before + 0.5 * theirs.detach(), rtol=1e-12, atol=1e-13)
+    assert teacher.param_momentum == pytest.approx(teacher_momentum(1, 10, 0.5), abs=1e-15)
+    for wrong, kind in ((1.1, ValueError), (math.nan, ValueError), ("0.9", TypeError)):
+        with pytest.raises(kind, match="param_momentum"):
+            teacher.param_momentum = wrong
+    assert teacher.param_momentum == pytest.approx(teacher_momentum(1, 10, 0.5), abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_reset_starts_both_schedules_anew(dtype):
+    student = make_student(dtype)
+    teacher = MomentumTeacher(student, 10, 0.9, momentum=0.75)
+    for step in range(5):
+        move(student, step)
+        teacher.update()
+        for view in range(3):
+            teacher(images(view, dtype))
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    teacher.reset()
+    assert int(teacher.updates) == 0 and teacher.param_momentum == 0.9
+    for layer in layers_of(teacher):
+        assert (layer.momentum, layer.cur_iter, int(layer.view_count)) == (0.75, 0, 0)
+    restarted = ("updates", "cur_iter_state", "momentum_state", "view_count", "view_mean_sum", "view_var_sum")
+    for name, value in teacher.state_dict().items():
+        assert name.rsplit(".", 1)[-1] in restarted or same_bits(value, before[name]), name
+
+
+def paces_of(teacher, forwards, updates=4, run=None):
+    """Runs a teacher at so many forwards between updates. Returns its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(updates):
+            teacher.update()
+            for view in range(forwards):
+                (run or teacher)(images(view))
+    return [warning for warning in caught if issubclass(warning.category, UserWarning)]
+
+
+@pytest.mark.parametrize(
+    ("views", "forwards", "words"),
+    [
+        (2, 8, r"ran 8 training forwards.*views_per_update=2.*4 times as fast.*after 10 of 40.*views_per_update=8"),
+        (2, 4, r"2 times as fast.*views_per_update=4"),
+        (2, 1, r"0\.5 times as fast.*after 20.*views_per_update=1"),
+        (1, 2, r"views_per_update=1.*2 times as fast.*views_per_update=2"),
+    ],
+)
+def test_schedule_at_another_pace_is_told_once(views, forwards, words):
+    teacher = MomentumTeacher(make_student(), total_iters=40, views_per_update=views)
+    (warning,) = paces_of(teacher, forwards)
+    assert re.search(words, str(warning.message)), warning.message
+    assert warning.filename == __file__, "it points to the caller of update()"
+    assert not paces_of(copy.deepcopy(teacher), forwards) and not paces_of(teacher, forwards + 1)
+
+
+@pytest.mark.parametrize(("views", "forwards"), [(2, 2), (8, 8), (1, 1), (2, 0), (5, 0)])
+def test_schedule_in_pace_needs_no_words(views, forwards):
+    assert not paces_of(MomentumTeacher(make_student(), 40, views_per_update=views), forwards)
+
+
+def test_what_is_no_training_forward_between_updates_does_not_count():
+    teacher = MomentumTeacher(make_student(), 40)
+    for _ in range(5):
+        teacher(images())  # before the first update
+
+    def with_evaluation(x):
+        teacher(x)
+        teacher.eval()(x)
+        teacher.train()
+
+    assert not paces_of(teacher, 2, run=with_evaluation)
+    assert not paces_of(MomentumTeacher(make_student(), 40, schedule="constant", momentum=0.1), 7)
+    assert not paces_of(MomentumTeacher(make_student(), 40, momentum=None), 7)
+    assert not paces_of(MomentumTeacher(nn.Flatten(), 40), 7)
+
+
+def test_warning_as_an_error_changes_no_state():
+    teacher = MomentumTeacher(make_student(), 40)
+    teacher.update()
+    teacher(images())
+    with unchanged(teacher), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="views_per_update"):
+            teacher.update()
+    teacher.update()
+    assert int(teacher.updates) == 2
+
+
+# --- masters --------------------------------------------------------------------------------------
+
+
+def masters_of(teacher):
+    return {name: value for name, value in teacher.named_buffers() if name.startswith("master/")}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("way", ["load_state_dict", "assign", "data", "copy_", "wide state dict"])
+@pytest.mark.parametrize("then", ["update", "cast", "cast to float32"])
+def test_a_master_is_not_older_than_its_parameter(dtype, way, then):
+    """Weights that are loaded or assigned stay: the master is made anew from them."""
+    student, other = make_student(dtype), make_student(dtype)
+    move(other, 7)
+    teacher = MomentumTeacher(student, 1000)
+    move(student, 1)
+    teacher.update()
+    loaded = copy.deepcopy(other.state_dict())
+    if way == "wide state dict":
+        wide = MomentumTeacher(copy.deepcopy(other).float(), 1000).state_dict()
+        with pytest.raises(RuntimeError, match="master/"):
+            teacher.load_state_dict(wide, strict=True)
+        teacher.load_state_dict(wide, strict=False)
+    elif way in ("load_state_dict", "assign"):
+        teacher.module.load_state_dict(loaded, assign=way == "assign")
+        teacher.module.requires_grad_(False)
+    else:
+        for ours, theirs in zip(teacher.parameters(), other.parameters(), strict=True):
+            if way == "data":
+                ours.data = theirs.detach().clone()
+            else:
+                ours.copy_(theirs.detach())
+    if then == "update":
+        teacher.update(other)  # from a student of the same weights: nothing moves
+    elif then == "cast":
+        teacher.to(dtype)
+    else:
+        teacher.float().to(dtype)
+    for ours, theirs in zip(teacher.parameters(), other.parameters(), strict=True):
+        assert same_bits(ours, theirs)
+    for master, parameter in zip(masters_of(teacher).values(), teacher.parameters(), strict=True):
+        assert same_bits(master, parameter.detach().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_casts_keep_and_make_masters(dtype):
+    """A cast teacher averages as the one never cast, up to the rounding of what it shows."""
+    wide, student = MomentumTeacher(make_student(), 10_000, 0.999), make_student()
+    cast = copy.deepcopy(wide).to(dtype)
+    assert {m.dtype for m in masters_of(cast).values()} == {torch.float32}
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.5)
+    for step in range(200):
+        wide.update(student), cast.update(student)
+        if step == 50:
+            cast.to(dtype)
+        if step == 100:
+            cast.to(torch.float16).to(torch.bfloat16).to(dtype)
+        if step == 150:
+            assert not masters_of(cast.float())
+            cast.to(dtype)
+    for master, ours, expected in zip(masters_of(cast).values(), cast.parameters(), wide.parameters(), strict=True):
+        assert same_bits(master, expected) and same_bits(ours, expected.to(dtype))
+    assert cast.updates.dtype == torch.int64 and int(cast.updates) == 200
+
+
+def test_a_double_teacher_made_narrow_is_the_rounding_of_its_masters():
+    teacher = MomentumTeacher(make_student(torch.float64), 10).to(torch.bfloat16)
+    for master, parameter in zip(masters_of(teacher).values(), teacher.parameters(), strict=True):
+        assert same_bits(parameter, master.bfloat16())
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_network_cast_by_itself(loads):
+    """Past the teacher: its masters are made at the next update, and dissolved into what is still their rounding."""
+    student = make_student(torch.bfloat16)
+    teacher = MomentumTeacher(student, 100, 0.9)
+    move(student, 1)
+    teacher.update()
+    precise = [m.clone() for m in masters_of(teacher).values()]
+    teacher.module.float()
+    if loads:
+        teacher.module.load_state_dict(make_student().state_dict())
+        precise = [p.detach().clone() for p in make_student().parameters()]
+    teacher.update(copy.deepcopy(teacher.module))
+    assert not masters_of(teacher)
+    expected = precise if loads else [0.9 * m + 0.1 * m.bfloat16().float() for m in precise]
+    for ours, value in zip(teacher.parameters(), expected, strict=True):
+        assert_close(ours.detach(), value, rtol=1e-2 if not loads else 0, atol=1e-3 if not loads else 0)
+    teacher.module.half()
+    teacher.update(student)
+    assert len(masters_of(teacher)) == len(list(teacher.parameters()))
+
+
+# --- copies of a whole ----------------------------------------------------------------------------
+
+
+class Both(nn.Module):
+    """Student and teacher side by side, in either order; the student whole or in parts, as it is or in a wrapper."""
+
+    def __init__(self, teacher_first, parts, wrap=lambda net: net):
+        super().__init__()
+        torch.manual_seed(3)
+        backbone, projector = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), nn.Linear(8, 4)
+        student = nn.Sequential(backbone, projector)
+        teacher = MomentumTeacher(wrap(student), total_iters=10, param_momentum=0.0)
+        if teacher_first:
+            self.teacher = teacher
+        if parts:
+            self.backbone, self.projector = backbone, projector
+        else:
+            self.student = student
+        if not teacher_first:
+            self.teacher = teacher
+
+    @property
+    def last(self):
+        return self.projector if hasattr(self, "projector") else self.student[1]
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "twice": lambda whole: copy.deepcopy(copy.deepcopy(whole)),
+    "pickle": lambda whole: pickle.loads(pickle.dumps(whole)),
+    "pickle of a copy": lambda whole: pickle.loads(pickle.dumps(copy.deepcopy(whole))),
+    "in a list": lambda whole: copy.deepcopy([whole, whole])[1],
+}
+
+
+@pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("teacher_first", [False, True])
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel], ids=["plain", "wrapped"])
+def test_in_a_copy_of_the_whole_the_teacher_follows_the_copied_student(make_copy, parts, teacher_first, wrap):
+    whole = Both(teacher_first, parts, wrap)
+    copied = make_copy(whole)
+    before = whole.last.weight.detach().clone()
+    with torch.no_grad():
+        copied.last.weight.fill_(7)
+    copied.teacher.update()
+    assert torch.equal(copied.teacher.module[1].weight, copied.last.weight)
+    assert torch.equal(whole.last.weight, before)
+    whole.teacher.update()
+    assert torch.equal(whole.teacher.module[1].weight, before), "the original follows the original"
+    theirs = {id(p) for p in whole.parameters()}
+    assert not theirs & {id(p) for p in copied.teacher.student.parameters()}
+
+
+def test_a_part_that_is_not_copied_is_followed_as_it_is():
+    backbone, projector = nn.Linear(8, 8), nn.Linear(8, 4)
+    teacher = MomentumTeacher(nn.Sequential(backbone, nn.Sequential(projector, nn.ReLU())), 10)
+    copied_teacher, copied_backbone = copy.deepcopy((teacher, backbone))
+    assert copied_teacher.student[0] is copied_backbone and copied_teacher.student[1][0] is projector
+    assert teacher.student[0] is backbone
+
+
+def test_a_teacher_copied_alone_follows_the_same_student():
+    student = make_student()
+    teacher = MomentumTeacher(student, 10)
+    copied = copy.deepcopy(teacher)
+    assert copied.student is student and copy.deepcopy(copied).student is student
+    assert copied._copied_with is None, "what it was copied from is let go"
+    pickled = pickle.loads(pickle.dumps(teacher))
+    assert pickled.student is not student
+    move(pickled.student, 1)
+    pickled.update()
+    teacher.update(pickled.student)
+    assert same_bits(pickled(images()), teacher(images()))
 
 
 # --- errors ---------------------------------------------------------------------------------------

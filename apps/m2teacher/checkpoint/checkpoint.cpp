@@ -4,6 +4,7 @@
 #include "checkpoint/safetensors.h"
 #include "dtype_and_shape.h"
 #include "error.h"
+#include "text/printable.h"
 
 #include <ATen/ops/scalar_tensor.h>
 #include <nlohmann/json.hpp>
@@ -56,6 +57,13 @@ Number take(const std::string& file, std::map<std::string, at::Tensor>& tensors,
   return value;
 }
 
+/// @throws UserError  a value is NaN or infinite
+void check_finite(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& tensor) {
+  if (tensor.is_floating_point() && !tensor.isfinite().all().item<bool>()) {
+    throw UserError(checkpoint.path.string() + ": '" + name + "' holds values that are not finite (NaN or infinity)");
+  }
+}
+
 void fill(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& into) {
   const auto found = checkpoint.state.find(name);
   if (found == checkpoint.state.end()) {
@@ -66,6 +74,7 @@ void fill(const Checkpoint& checkpoint, const std::string& name, const at::Tenso
     throw UserError(checkpoint.path.string() + ": a checkpoint of another model: '" + name + "' is " +
                     dtype_and_shape(tensor) + ", expected " + dtype_and_shape(into));
   }
+  check_finite(checkpoint, name, tensor);
   into.copy_(tensor);
 }
 
@@ -122,7 +131,7 @@ std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& folder,
     try {
       return read_checkpoint(file.path);
     } catch (const UserError& error) {
-      notes << "skipped: " << error.what() << '\n';
+      notes << "skipped: " << printable(error.what()) << '\n';
     }
   }
   return std::nullopt;
@@ -139,8 +148,34 @@ Checkpoint open_checkpoint(const std::filesystem::path& path, std::ostream& note
   return *std::move(newest);
 }
 
+namespace {
+
+/// Layers that the settings ask for take no more memory than the file shows: a wrong width must not take it all.
+/// @throws UserError
+void check_widths(const Checkpoint& checkpoint, const EncoderOptions& options) {
+  int64_t values = 0;
+  for (const auto& [name, tensor] : checkpoint.state) {
+    values += tensor.numel();
+  }
+  if (options.architecture != Architecture::Small) {
+    return;
+  }
+  int64_t before = 1;
+  for (const int64_t width : options.widths) {
+    if (before * width > values) {
+      throw UserError(checkpoint.path.string() + ": a checkpoint of another model: its settings ask for a layer of " +
+                      std::to_string(before) + " x " + std::to_string(width) + " channels, its tensors hold " +
+                      std::to_string(values) + " values");
+    }
+    before = width;
+  }
+}
+
+}  // namespace
+
 Encoder build_encoder(const Checkpoint& checkpoint, BranchImpl::Side side) {
   const std::string prefix = side == BranchImpl::Side::Student ? "student.encoder." : "teacher.encoder.";
+  check_widths(checkpoint, checkpoint.settings.recipe.model.encoder);
   Encoder encoder(checkpoint.settings.recipe.model.encoder, batch_norm());
   torch::NoGradGuard no_grad;
   for (const auto& item : encoder->named_parameters()) {

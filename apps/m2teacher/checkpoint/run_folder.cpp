@@ -2,14 +2,17 @@
 
 #include "error.h"
 #include "output/atomic_file.h"
+#include "text/printable.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <iostream>
 #include <string_view>
 #include <utility>
 
@@ -31,16 +34,24 @@ int64_t step_of(std::string_view name) {
   return error == std::errc() && end == digits.data() + digits.size() ? step : -1;
 }
 
+/// Whether a run writes an `AtomicFile` of this name into its folder.
+bool is_file_of_run(std::string_view name) { return name == kConfigFile || name == kProbeFile || step_of(name) >= 0; }
+
 }  // namespace
 
 std::vector<CheckpointFile> list_checkpoints(const std::filesystem::path& folder) {
   std::vector<CheckpointFile> found;
-  std::error_code error;  // a folder that is not there holds none
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    const int64_t step = step_of(entry.path().filename().string());
-    if (step >= 0) {
-      found.push_back({entry.path(), step});
+  std::error_code error;
+  std::filesystem::directory_iterator entry(folder, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const int64_t step = step_of(entry->path().filename().string());
+    std::error_code gone;
+    if (step >= 0 && entry->is_regular_file(gone)) {
+      found.push_back({entry->path(), step});
     }
+  }
+  if (error && error != std::errc::no_such_file_or_directory) {
+    throw UserError(folder.string() + ": cannot be searched for checkpoints: " + error.message());
   }
   std::sort(found.begin(), found.end(),
             [](const CheckpointFile& a, const CheckpointFile& b) { return a.step > b.step; });
@@ -62,13 +73,28 @@ RunFolder::RunFolder(std::filesystem::path path) : path_(std::move(path)) {
   if (flock(lock_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
     throw UserError(path_.string() + ": another process is training in this folder");
   }
-  remove_temporary_files(path_);
+  remove_temporary_files(path_, is_file_of_run);
 }
 
 std::filesystem::path RunFolder::checkpoint(int64_t step) const {
   std::string digits = std::to_string(step);
   digits.insert(0, kStepDigits - std::min(kStepDigits, digits.size()), '0');
   return path_ / (std::string(kPrefix) + digits + std::string(kSuffix));
+}
+
+bool RunFolder::is_still_ours() const {
+  struct stat there = {};
+  struct stat ours = {};
+  return stat(path_.c_str(), &there) == 0 && fstat(lock_.get(), &ours) == 0 && there.st_dev == ours.st_dev &&
+         there.st_ino == ours.st_ino;
+}
+
+void RunFolder::check_still_ours() const {
+  if (!is_still_ours()) {
+    throw UserError(path_.string() +
+                    ": is no longer the folder that this run was started in: it was removed, moved or "
+                    "made anew");
+  }
 }
 
 void RunFolder::clear() const {
@@ -82,7 +108,12 @@ void RunFolder::clear() const {
 void RunFolder::keep_last(int64_t keep, int64_t step) const {
   for (const CheckpointFile& file : list_checkpoints(path_)) {
     if (file.step <= step && --keep < 0) {
-      std::filesystem::remove(file.path);
+      std::error_code error;
+      std::filesystem::remove(file.path, error);
+      if (error) {
+        std::cerr << "m2teacher: warning: " << printable(file.path.string())
+                  << ": cannot be removed: " << error.message() << '\n';
+      }
     }
   }
 }

@@ -18,7 +18,8 @@ struct CheckpointFile {
   int64_t step = 0;
 };
 
-/// Checkpoints in the folder, by their names alone, the newest first.
+/// Checkpoints in the folder, regular files that are named so, the newest first. None where there is no folder.
+/// @throws UserError  the folder cannot be read
 std::vector<CheckpointFile> list_checkpoints(const std::filesystem::path& folder);
 
 /// Whether the folder holds anything of a run.
@@ -37,9 +38,15 @@ class RunFolder {
   std::filesystem::path metrics() const { return path_ / kMetricsFile; }
   std::filesystem::path checkpoint(int64_t step) const;
 
+  /// Whether the path still leads to the folder that was locked. One that was removed, moved or made anew may be
+  /// another run's.
+  bool is_still_ours() const;
+  /// @throws UserError  it is not
+  void check_still_ours() const;
+
   /// Removes everything of a run that the folder holds, and nothing else.
   void clear() const;
-  /// Removes all checkpoints up to `step` but the last `keep`.
+  /// Removes all checkpoints up to `step` but the last `keep`. Says on stderr which cannot be removed.
   void keep_last(int64_t keep, int64_t step) const;
 
  private:

@@ -13,9 +13,9 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <set>
 #include <stdexcept>
 #include <string_view>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -64,6 +64,60 @@ struct Entry {
   uint64_t end;
 };
 
+/// Looks at a header before memory is taken for what it holds. nlohmann's own filter of events takes time that grows
+/// with the square of a list's length.
+struct HeaderCheck : nlohmann::json_sax<json> {
+  std::string complaint;  ///< empty: none
+
+  bool null() override { return true; }
+  bool boolean(bool /*value*/) override { return true; }
+  bool number_integer(number_integer_t /*value*/) override { return true; }
+  bool number_unsigned(number_unsigned_t /*value*/) override { return true; }
+  bool number_float(number_float_t /*value*/, const string_t& /*text*/) override { return true; }
+  bool string(string_t& /*value*/) override { return true; }
+  bool binary(binary_t& /*value*/) override { return true; }
+  bool start_object(std::size_t /*elements*/) override {
+    // The format has lists of numbers in objects in an object.
+    constexpr size_t kMostObjects = 2;
+    if (lists_ > 0 || keys_.size() == kMostObjects) {
+      complaint = "its header nests more than the format does";
+    }
+    keys_.emplace_back();
+    return complaint.empty();
+  }
+  bool end_object() override {
+    keys_.pop_back();
+    return true;
+  }
+  /// The library keeps the last of several equal keys; a file that has them is ambiguous.
+  bool key(string_t& value) override {
+    if (!keys_.back().insert(value).second) {
+      complaint = "its header holds a key twice";
+    }
+    return complaint.empty();
+  }
+  bool start_array(std::size_t /*elements*/) override {
+    if (keys_.empty()) {
+      complaint = "its header is no JSON object";
+    } else if (lists_ > 0) {
+      complaint = "its header nests more than the format does";
+    }
+    ++lists_;
+    return complaint.empty();
+  }
+  bool end_array() override {
+    --lists_;
+    return true;
+  }
+  bool parse_error(std::size_t /*place*/, const std::string& /*token*/, const json::exception& /*error*/) override {
+    return false;
+  }
+
+ private:
+  std::vector<std::unordered_set<std::string>> keys_;  ///< of the objects that are open
+  int lists_ = 0;
+};
+
 /// Reads a header, naming in every complaint the file and the tensor.
 class HeaderParser {
  public:
@@ -92,25 +146,14 @@ class HeaderParser {
   }
 
   json parse_json(const std::string& text) const {
-    // The library keeps the last of several equal keys; a file that has them is ambiguous.
-    std::vector<std::set<std::string>> keys;
-    bool repeated = false;
-    const auto watch = [&](int /*depth*/, json::parse_event_t event, json& parsed) {
-      if (event == json::parse_event_t::object_start) {
-        keys.emplace_back();
-      } else if (event == json::parse_event_t::object_end) {
-        keys.pop_back();
-      } else if (event == json::parse_event_t::key) {
-        repeated |= !keys.back().insert(parsed.get<std::string>()).second;
-      }
-      return true;
-    };
-    const json header = json::parse(text, watch, /*allow_exceptions=*/false);
-    if (header.is_discarded() || !header.is_object()) {
-      fail("its header is no JSON object");
+    HeaderCheck check;
+    const bool complete = json::sax_parse(text, &check);
+    if (!check.complaint.empty()) {
+      fail(check.complaint);
     }
-    if (repeated) {
-      fail("its header holds a key twice");
+    json header = complete ? json::parse(text, nullptr, /*allow_exceptions=*/false) : json();
+    if (!header.is_object()) {
+      fail("its header is no JSON object");
     }
     return header;
   }
@@ -141,10 +184,12 @@ class HeaderParser {
     if (!shape.is_array() || shape.size() > kMaxDimensions) {
       fail(tensor + "has no valid shape");
     }
+    int64_t stride = 1;  // of sizes of 0, too, the tensor's strides are made
     for (const json& size : shape) {
       // Bounded one by one, so that a size of 0 beside a huge one stays a valid shape.
       if (!size.is_number_unsigned() || size.get<uint64_t>() > uint64_t{1} << 40 ||
-          __builtin_mul_overflow(bytes, size.get<uint64_t>(), &bytes)) {
+          __builtin_mul_overflow(bytes, size.get<uint64_t>(), &bytes) ||
+          __builtin_mul_overflow(stride, std::max<int64_t>(size.get<int64_t>(), 1), &stride)) {
         fail(tensor + "has no valid shape");
       }
       entry.shape.push_back(size.get<int64_t>());

@@ -2,8 +2,10 @@
 
 #include "cli/commands.h"
 #include "distributed/together.h"
+#include "output/standard_streams.h"
 #include "settings/run_flags.h"
 #include "settings/strict_toml.h"
+#include "text/printable.h"
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
@@ -11,6 +13,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <memory>
@@ -32,6 +35,8 @@ Failure failure_of(const std::exception_ptr& error) {
     return {kExitUsage, words_of(parse_error)};
   } catch (const c10::Error& torch_error) {
     return {kExitFailure, torch_error.what_without_backtrace()};
+  } catch (const std::filesystem::filesystem_error& files) {
+    return {kExitFailure, files.path1().string() + ": " + files.code().message()};
   } catch (const std::exception& other) {
     return {kExitFailure, other.what()};
   }
@@ -41,7 +46,7 @@ Failure failure_of(const std::exception_ptr& error) {
 int tell(Failure failure, const Ranks& ranks) {
   failure.words.resize(std::min(failure.words.size(), failure.words.find('\n')));
   std::cerr << "m2teacher: error: " << (ranks.first() ? "" : "rank " + std::to_string(ranks.rank()) + ": ")
-            << failure.words << '\n';
+            << printable(failure.words) << '\n';
   return failure.code;
 }
 
@@ -50,6 +55,7 @@ int tell(Failure failure, const Ranks& ranks) {
 std::optional<int> parse(int argc, const char* const* argv, const Ranks& ranks, std::function<void()>& work) {
   CLI::App program{"Trains image encoders without labels by a student and its momentum teacher (arXiv 2101.07525).",
                    "m2teacher"};
+  program.set_version_flag("--version", "m2teacher " M2TEACHER_VERSION, "Print the version");
   program.fallthrough();
   program.allow_config_extras(CLI::config_extras_mode::error);
   program.config_formatter(std::make_shared<StrictToml>());
@@ -91,7 +97,9 @@ std::optional<int> parse(int argc, const char* const* argv, const Ranks& ranks, 
 
 }  // namespace
 
-int run(int argc, const char* const* argv, const std::string& process_group) {
+namespace {
+
+int run_command(int argc, const char* const* argv, const std::string& process_group) {
   Ranks ranks;
   try {
     ranks = Ranks(process_group);
@@ -107,6 +115,14 @@ int run(int argc, const char* const* argv, const std::string& process_group) {
   } catch (const std::exception&) {
     return tell(failure_of(std::current_exception()), ranks);
   }
+}
+
+}  // namespace
+
+int run(int argc, const char* const* argv, const std::string& process_group) {
+  open_standard_streams();
+  const int code = run_command(argc, argv, process_group);
+  return standard_streams_arrived() || code != kExitSuccess ? code : kExitFailure;
 }
 
 }  // namespace m2teacher

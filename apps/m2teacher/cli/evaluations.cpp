@@ -54,10 +54,15 @@ void add_linear(CLI::App& program) {
   add_source(*command, arguments->source);
   add_network(*command, arguments->side);
   Flags flags(*command);
-  flags.numbers("--labels-per-class", arguments->labels_per_class, {0}, 1, 32,
-                "Labels that each probe sees; 0: all (ours)");
+  flags.numbers(
+      "--labels-per-class", arguments->labels_per_class, {0}, 1, 32,
+      "Labels that each probe sees; 0: all. A default that a class has too few images for is left out (ours)");
+  const CLI::Option* labels = flags.last();
   add_seed_flag(flags, arguments->seed);
-  command->callback([arguments] { run_linear(*arguments); });
+  command->callback([arguments, labels] {
+    arguments->asked_for = labels->count() > 0;
+    run_linear(*arguments);
+  });
 }
 
 void add_features(CLI::App& program) {
@@ -65,7 +70,8 @@ void add_features(CLI::App& program) {
   CLI::App* command =
       program.add_subcommand("features",
                              "Write what an encoder makes of the images, for NumPy: train-features.npy, "
-                             "train-labels.npy, test-features.npy, test-labels.npy");
+                             "train-labels.npy, train-files.txt with the path of each row, the same of the test set, "
+                             "and classes.txt with the name of each label");
   add_source(*command, arguments->source);
   add_network(*command, arguments->side);
   command->add_option("--out", arguments->out, "Folder for the files")->type_name("FOLDER")->required();
@@ -90,8 +96,9 @@ void add_neighbours(CLI::App& program) {
   add_network(*command, arguments->side);
   command->add_option("--out", arguments->out, "File to write, in safetensors format")->type_name("FILE")->required();
   Flags flags(*command);
-  flags.number("--queries", arguments->queries, {1}, "Test images (ours)");
+  flags.number("--queries", arguments->queries, {1}, "Test images, drawn from all classes in turn (ours)");
   flags.number("--neighbours", arguments->neighbours, {1}, "Neighbours of each (ours)");
+  add_seed_flag(flags, arguments->seed);
   command->callback([arguments] { run_neighbours(*arguments); });
 }
 

@@ -1,4 +1,5 @@
 #include "commands/pretrain.h"
+#include "checkpoint/checkpoint.h"
 #include "checkpoint/run_folder.h"
 #include "cli/commands.h"
 #include "error.h"
@@ -6,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <iostream>
 #include <memory>
 #include <string>
 
@@ -24,14 +26,25 @@ struct PretrainArguments {
   bool or_resume = false;
 };
 
+/// Those in config.toml, or where that is lost those in the newest checkpoint.
+RunSettings saved_settings(const std::filesystem::path& folder) {
+  if (std::filesystem::exists(folder / kConfigFile)) {
+    return read_config(folder / kConfigFile);
+  }
+  const std::optional<Checkpoint> newest = newest_checkpoint(folder, std::cerr);
+  if (!newest) {
+    throw UserError(folder.string() + ": holds no run to go on with (there is no " + kConfigFile + ")");
+  }
+  std::cerr << (folder / kConfigFile).string() << ": is lost: the settings are those of "
+            << newest->path.filename().string() << '\n';
+  return newest->settings;
+}
+
 /// The settings of the run in the folder, with what was given in place of what a resumed run may change.
 /// @throws UserError  something was given that it may not change
 RunSettings resumed_settings(const PretrainArguments& arguments, const std::filesystem::path& folder,
                              const std::optional<int64_t>& threads) {
-  if (!std::filesystem::exists(folder / kConfigFile)) {
-    throw UserError(folder.string() + ": holds no run to go on with (there is no " + kConfigFile + ")");
-  }
-  RunSettings settings = read_config(folder / kConfigFile);
+  RunSettings settings = saved_settings(folder);
   CLI::App same_options;
   Flags saved(same_options);
   add_run_flags(saved, settings);
@@ -58,8 +71,7 @@ PretrainCommand command_of(const PretrainArguments& arguments, const std::option
   }
   PretrainCommand command;
   command.folder = arguments.out.empty() ? arguments.resume : arguments.out;
-  command.resume = !arguments.resume.empty() ||
-                   (arguments.or_resume && reads_folder && std::filesystem::exists(command.folder / kConfigFile));
+  command.resume = !arguments.resume.empty() || (arguments.or_resume && reads_folder && holds_run(command.folder));
   command.overwrite = arguments.overwrite;
   if (command.resume && reads_folder) {
     command.settings = resumed_settings(arguments, command.folder, threads);

@@ -1,5 +1,6 @@
 #include "commands/compare.h"
 
+#include "error.h"
 #include "eval/knn.h"
 #include "eval/linear.h"
 #include "eval/shifted.h"
@@ -27,7 +28,8 @@ std::vector<std::string> compare_row(const std::string& name, const Featuriser& 
   row.push_back(format_number(knn_accuracy(test, train, classes), 1));
   row.push_back(format_number(knn_accuracy(features(moved.test), features(moved.train), classes), 1));
   for (const int64_t labels : {int64_t{0}, kFewLabels, kMoreLabels}) {
-    row.push_back(format_number(probe_accuracy(train, test, classes, labels, seed), 1));
+    const bool possible = too_few_labels(train.labels, dataset.class_names, labels).empty();
+    row.push_back(possible ? format_number(probe_accuracy(train, test, classes, labels, seed), 1) : "-");
   }
   return row;
 }
@@ -38,6 +40,10 @@ void run_compare(const CompareCommand& command) {
   const Evaluation evaluation = open_labelled_evaluation(command.source, "compare");
   const Checkpoint& checkpoint = evaluation.checkpoint;
   const Dataset& dataset = evaluation.dataset;
+  if (KnnOptions().neighbours > dataset.train->size()) {
+    throw UserError("--data: has " + std::to_string(dataset.train->size()) + " training images, compare needs " +
+                    std::to_string(KnnOptions().neighbours));
+  }
   const Dataset moved = shifted(dataset, kDemoShift, command.seed);
   const auto by = [&](const Encoder& encoder) -> Featuriser {
     return [&evaluation, encoder](const std::shared_ptr<const ImageSource>& images) {

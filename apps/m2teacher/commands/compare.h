@@ -11,7 +11,8 @@ struct CompareCommand {
   uint64_t seed = 0;
 };
 
-/// Prints a table: raw pixels, an untrained encoder, student and teacher by every evaluation. @throws UserError
+/// Prints a table: raw pixels, an untrained encoder, student and teacher by every evaluation. A dash stands where a
+/// class has too few labels. @throws UserError
 void run_compare(const CompareCommand& command);
 
 }  // namespace m2teacher

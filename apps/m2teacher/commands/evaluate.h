@@ -23,10 +23,12 @@ struct LinearCommand {
   EvaluationSource source;
   BranchImpl::Side side = BranchImpl::Side::Teacher;
   std::vector<int64_t> labels_per_class = {0, 100, 10};  ///< 0: all
+  bool asked_for = false;  ///< labels that cannot be had are an error, and left out otherwise
   uint64_t seed = 0;
 };
 
-/// Prints the accuracy of linear probes. @throws UserError
+/// Prints the accuracy of linear probes. @throws UserError  among others where a class has fewer labels than were asked
+/// for: before anything is encoded, unless it is an image that cannot be read that is missing
 void run_linear(const LinearCommand& command);
 
 }  // namespace m2teacher

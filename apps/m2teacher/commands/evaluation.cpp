@@ -2,21 +2,37 @@
 
 #include "commands/unreadable.h"
 #include "error.h"
+#include "eval/draw_images.h"
 
 #include <iostream>
 
 namespace m2teacher {
+namespace {
 
-LabelledFeatures Evaluation::features(Encoder encoder, const std::shared_ptr<const ImageSource>& images) const {
-  LabelledFeatures found = encode(encoder, images, images->size(), checkpoint.trained_on.pixels, data.loader);
+LabelledFeatures features_of(const Evaluation& evaluation, Encoder encoder,
+                             const std::shared_ptr<const ImageSource>& images, const at::Tensor& index) {
+  LabelledFeatures found =
+      encode(encoder, images, index, evaluation.checkpoint.trained_on.pixels, evaluation.data.loader);
   report_unreadable(*images);
   return found;
+}
+
+}  // namespace
+
+LabelledFeatures Evaluation::features(const Encoder& encoder, const std::shared_ptr<const ImageSource>& images) const {
+  return features_of(*this, encoder, images, all_images(*images));
+}
+
+LabelledFeatures Evaluation::labelled_features(const Encoder& encoder,
+                                               const std::shared_ptr<const ImageSource>& images) const {
+  return features_of(*this, encoder, images, labelled_images(*images));
 }
 
 Evaluation open_evaluation(const EvaluationSource& source) {
   Checkpoint checkpoint = open_checkpoint(source.checkpoint, std::cerr);
   DataOptions data = source.data(checkpoint.settings.data);
   Dataset dataset = load_dataset(data);
+  warn(dataset.notes);
   const int64_t expected = checkpoint.trained_on.shape.channels;
   const int64_t found = dataset.train->shape().channels;
   if (found != expected) {

@@ -22,7 +22,9 @@ struct Evaluation {
   Dataset dataset;
 
   /// What the images of a set become in one of the checkpoint's encoders.
-  LabelledFeatures features(Encoder encoder, const std::shared_ptr<const ImageSource>& images) const;
+  LabelledFeatures features(const Encoder& encoder, const std::shared_ptr<const ImageSource>& images) const;
+  /// The same of those images that have a label.
+  LabelledFeatures labelled_features(const Encoder& encoder, const std::shared_ptr<const ImageSource>& images) const;
 };
 
 /// @throws UserError  the checkpoint or the images cannot be had, or do not fit each other

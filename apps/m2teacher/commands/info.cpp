@@ -2,6 +2,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "output/table.h"
+#include "text/printable.h"
 
 #include <iostream>
 #include <sstream>
@@ -35,7 +36,7 @@ std::vector<std::vector<std::string>> parts_table(const Checkpoint& checkpoint) 
   }
   std::vector<std::vector<std::string>> rows = {{"part", "tensors", "values", "MB"}};
   for (const auto& [name, part] : parts) {
-    rows.push_back({name, std::to_string(part.tensors), std::to_string(part.values),
+    rows.push_back({printable(name), std::to_string(part.tensors), std::to_string(part.values),
                     format_number(static_cast<double>(part.bytes) / kBytesPerMegabyte, 3)});
   }
   return rows;
@@ -44,7 +45,7 @@ std::vector<std::vector<std::string>> parts_table(const Checkpoint& checkpoint) 
 std::vector<std::vector<std::string>> tensors_table(const Checkpoint& checkpoint) {
   std::vector<std::vector<std::string>> rows = {{"tensor", "dtype", "shape"}};
   for (const auto& [name, tensor] : checkpoint.state) {
-    rows.push_back({name, at::toString(tensor.scalar_type()), shape_of(tensor)});
+    rows.push_back({printable(name), at::toString(tensor.scalar_type()), shape_of(tensor)});
   }
   return rows;
 }

@@ -12,10 +12,10 @@
 #include "output/atomic_file.h"
 #include "output/metrics.h"
 #include "output/progress.h"
+#include "output/standard_streams.h"
+#include "text/printable.h"
 
 #include <ATen/Parallel.h>
-
-#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
@@ -106,7 +106,14 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
               << ": each takes another share of the batch, so results differ from those of the uninterrupted run\n";
   }
   pretrainer.load_state(saved.state);
-  auto metrics = std::make_unique<MetricsFile>(folder.metrics(), checkpoint->metrics);
+  MetricsState rows = checkpoint->metrics;
+  if (!std::filesystem::exists(folder.metrics())) {
+    std::cerr << folder.metrics().string() << ": is lost: a new one goes on after step " << pretrainer.steps_done()
+              << '\n';
+    MetricsFile{folder.metrics()};
+    rows.rows = 0;
+  }
+  auto metrics = std::make_unique<MetricsFile>(folder.metrics(), rows);
   write_text_file(folder.config(), config);
   std::cerr << "resumed after step " << pretrainer.steps_done() << '\n';
   return metrics;
@@ -115,6 +122,7 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
 /// Adds a checkpoint and removes those beyond the ones to keep.
 void write_checkpoint(const Run& run, int64_t step, const std::map<std::string, at::Tensor>& state) {
   const std::filesystem::path path = run.folder->checkpoint(step);
+  run.folder->check_still_ours();
   run.metrics->flush();  // a checkpoint must find its rows again
   save_checkpoint(path, {.path = path,
                          .settings = run.settings,
@@ -140,6 +148,7 @@ void note(Run& run, const StepReport& report, double seconds) {
   const bool last = report.step == run.pretrainer.total_steps();
   const bool look = run.settings.eval_every > 0 && (report.step % run.settings.eval_every == 0 || last);
   if (look || report.step % kStepsPerRow == 0 || last) {
+    run.folder->check_still_ours();
     run.metrics->write_row(report.step * run.settings.recipe.batch_size,
                            look ? quick_knn(run.pretrainer, run.dataset, run.settings.data.loader) : std::nullopt);
   }
@@ -162,7 +171,9 @@ StepReport do_step(Run& run, bool stop) {
 }
 
 std::string how_to_go_on(const Run& run) {
-  const std::string command = "pretrain --resume " + run.folder->path().string();
+  // A path that begins with a dash would be taken for an option.
+  const std::string folder = run.folder->path().string();
+  const std::string command = "pretrain --resume " + shell_word(folder.starts_with('-') ? "./" + folder : folder);
   return run.ranks.alone() ? "go on with: m2teacher " + command
                            : "go on with torchrun as before and: -m momentum_bn.m2teacher " + command;
 }
@@ -172,7 +183,7 @@ void train(Run& run, const StopSignal& stop) {
   const int64_t total = run.pretrainer.total_steps();
   std::optional<Progress> progress;
   if (run.ranks.first()) {
-    progress.emplace(std::cerr, isatty(STDERR_FILENO) != 0, total, run.settings.recipe.batch_size);
+    progress.emplace(std::cerr, stderr_is_terminal(), total, run.settings.recipe.batch_size);
   }
   bool stopping = run.ranks.alone() && stop.received();
   while (run.pretrainer.steps_done() < total && !stopping) {
@@ -213,9 +224,7 @@ RunSettings settings_of_first(const PretrainCommand& command, const Ranks& ranks
       refuse_to_overwrite(command.folder);  // before much is done
     }
     settings.data.spec.folder = std::filesystem::absolute(settings.data.spec.folder).lexically_normal();
-    if (!ranks.alone()) {
-      config = to_toml(settings);
-    }
+    config = to_toml(settings);  // what cannot be kept is refused now, and not by the first checkpoint
   });
   if (!ranks.alone()) {
     settings = parse_toml(ranks.of_first(config), "the settings of rank 0");
@@ -255,6 +264,9 @@ void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
   std::unique_ptr<Pretrainer> pretrainer;
   together(ranks, [&] {
     dataset = load_dataset(settings.data);
+    if (ranks.first()) {
+      warn(dataset.notes);
+    }
     trained_on = {.images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};
     const TrainingData data = {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader};
     pretrainer = std::make_unique<Pretrainer>(settings.recipe, data, nullptr, ranks);
@@ -281,7 +293,8 @@ void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
   try {
     train(run, stop);
   } catch (const UserError& error) {
-    if (run.saved < 0 || !ranks.first()) {
+    if (run.saved < 0 || !ranks.first() || !run.folder->is_still_ours() ||
+        !std::filesystem::exists(run.folder->checkpoint(run.saved))) {
       throw;
     }
     throw UserError(std::string(error.what()) + "; step " + std::to_string(run.saved) + " is saved, " +

@@ -11,7 +11,7 @@ struct Caught {
   struct sigaction before;
 };
 
-std::array<Caught, 2> caught = {{{SIGINT, {}}, {SIGTERM, {}}}};
+std::array<Caught, 3> caught = {{{SIGHUP, {}}, {SIGINT, {}}, {SIGTERM, {}}}};
 volatile std::sig_atomic_t stop_received = 0;
 
 /// Puts back what was there before: what ends the process, as a rule.

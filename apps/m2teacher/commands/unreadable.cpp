@@ -1,8 +1,16 @@
 #include "commands/unreadable.h"
 
+#include "text/printable.h"
+
 #include <iostream>
 
 namespace m2teacher {
+
+void warn(const std::vector<std::string>& notes) {
+  for (const std::string& note : notes) {
+    std::cerr << "m2teacher: warning: " << printable(note) << '\n';
+  }
+}
 
 void report_unreadable(const ImageSource& images) {
   const int64_t count = images.unreadable();

@@ -79,7 +79,7 @@ Dataset load_cifar10(const std::filesystem::path& folder) {
   return {.train = train,
           .test = make_cifar_source(read_records(folder / "test_batch.bin")),
           .class_names = cifar_class_names(folder / "batches.meta.txt"),
-          .pixels = pixel_statistics(train->images())};
+          .pixels = pixel_statistics(train->in_memory())};
 }
 
 }  // namespace m2teacher

@@ -1,10 +1,8 @@
 #include "data/evaluation_batches.h"
 
-#include "data/image_folder.h"
 #include "data/prefetch_options.h"
 #include "data/prefetcher.h"
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 
@@ -15,22 +13,22 @@ namespace {
 
 class MemoryEvaluation : public EvaluationBatches {
  public:
-  MemoryEvaluation(at::Tensor images, int64_t count, int64_t batch_size)
-      : images_(std::move(images)), count_(count), batch_size_(batch_size) {}
+  MemoryEvaluation(at::Tensor images, at::Tensor index, int64_t batch_size)
+      : images_(std::move(images)), index_(std::move(index)), batch_size_(batch_size) {}
 
   std::optional<EvaluationBatch> next() override {
-    const int64_t size = std::min(batch_size_, count_ - position_);
+    const int64_t size = std::min(batch_size_, index_.size(0) - position_);
     if (size <= 0) {
       return std::nullopt;
     }
     position_ += size;
-    return EvaluationBatch{.images = images_.narrow(0, position_ - size, size),
-                           .index = at::arange(position_ - size, position_, at::kLong)};
+    const at::Tensor index = index_.narrow(0, position_ - size, size);
+    return EvaluationBatch{.images = images_.index_select(0, index), .index = index};
   }
 
  private:
   at::Tensor images_;
-  int64_t count_;
+  at::Tensor index_;
   int64_t batch_size_;
   int64_t position_ = 0;
 };
@@ -41,11 +39,11 @@ struct CentreBatch {
   at::Tensor readable;  // (N), bool
 };
 
-class FolderEvaluation : public EvaluationBatches {
+class ReadEvaluation : public EvaluationBatches {
  public:
-  FolderEvaluation(const std::shared_ptr<const FolderSource>& source, int64_t count, int64_t batch_size,
-                   const LoaderOptions& options)
-      : prefetcher_(prefetch_options<CentreBatch>(options), work(source, count, batch_size)) {}
+  ReadEvaluation(const std::shared_ptr<const ImageSource>& source, const at::Tensor& index, int64_t batch_size,
+                 const LoaderOptions& options)
+      : prefetcher_(prefetch_options<CentreBatch>(options), work(source, index, batch_size)) {}
 
   std::optional<EvaluationBatch> next() override {
     std::optional<CentreBatch> filled = next_from(prefetcher_);
@@ -61,22 +59,24 @@ class FolderEvaluation : public EvaluationBatches {
   }
 
  private:
-  static Prefetcher<CentreBatch>::Work work(const std::shared_ptr<const FolderSource>& source, int64_t count,
+  static Prefetcher<CentreBatch>::Work work(const std::shared_ptr<const ImageSource>& source, const at::Tensor& index,
                                             int64_t batch_size) {
+    const int64_t count = index.size(0);
     const auto items = [count, batch_size](int64_t number) {
       return std::min(batch_size, count - number * batch_size);
     };
-    const auto make = [items, batch_size, shape = source->shape()](int64_t number) {
+    const auto make = [items, batch_size, index, shape = source->shape()](int64_t number) {
       const int64_t size = items(number);
       const auto bytes = at::TensorOptions(at::kByte).memory_format(at::MemoryFormat::ChannelsLast);
       return CentreBatch{.batch = {.images = at::empty({size, shape.channels, shape.height, shape.width}, bytes),
-                                   .index = at::arange(number * batch_size, number * batch_size + size, at::kLong)},
+                                   .index = index.narrow(0, number * batch_size, size)},
                          .readable = at::ones({size}, at::kBool)};
     };
-    const auto fill = [source, batch_size](CentreBatch& batch, int64_t number, int64_t item) {
+    const auto fill = [source](CentreBatch& batch, int64_t /*number*/, int64_t item) {
       const at::Tensor& images = batch.batch.images;
       uint8_t* const into = images.mutable_data_ptr<uint8_t>() + item * images.stride(0);
-      batch.readable.mutable_data_ptr<bool>()[item] = source->read_centre(number * batch_size + item, into);
+      const int64_t image = batch.batch.index.const_data_ptr<int64_t>()[item];
+      batch.readable.mutable_data_ptr<bool>()[item] = source->read_centre(image, into);
     };
     return {.first = 0,
             .end = (count + batch_size - 1) / batch_size,
@@ -91,13 +91,13 @@ class FolderEvaluation : public EvaluationBatches {
 
 }  // namespace
 
-std::unique_ptr<EvaluationBatches> make_evaluation_batches(std::shared_ptr<const ImageSource> source, int64_t count,
-                                                           int64_t batch_size, const LoaderOptions& options) {
-  count = std::min(count, source->size());
-  if (const auto folder = std::dynamic_pointer_cast<const FolderSource>(source)) {
-    return std::make_unique<FolderEvaluation>(folder, count, batch_size, options);
+std::unique_ptr<EvaluationBatches> make_evaluation_batches(const std::shared_ptr<const ImageSource>& source,
+                                                           const at::Tensor& index, int64_t batch_size,
+                                                           const LoaderOptions& options) {
+  if (const at::Tensor images = source->in_memory(); images.defined()) {
+    return std::make_unique<MemoryEvaluation>(images, index, batch_size);
   }
-  return std::make_unique<MemoryEvaluation>(images_in_memory(*source), count, batch_size);
+  return std::make_unique<ReadEvaluation>(source, index.contiguous(), batch_size, options);
 }
 
 }  // namespace m2teacher

@@ -14,7 +14,7 @@ struct EvaluationBatch {
   at::Tensor index;   ///< (N), int64: which ones of the source
 };
 
-/// All images of a source, or its first ones, in order and as they are (a folder's: scaled, their centre). Unreadable
+/// Chosen images of a source, in the order of the choice and as they are (a folder's: scaled, their centre). Unreadable
 /// ones are left out. A folder's are read by threads ahead of the one who asks.
 class EvaluationBatches {
  public:
@@ -25,8 +25,9 @@ class EvaluationBatches {
   virtual std::optional<EvaluationBatch> next() = 0;
 };
 
-/// @param count  images, from the first; at most as many as there are
-std::unique_ptr<EvaluationBatches> make_evaluation_batches(std::shared_ptr<const ImageSource> source, int64_t count,
-                                                           int64_t batch_size, const LoaderOptions& options);
+/// @param index  (N), int64: which images
+std::unique_ptr<EvaluationBatches> make_evaluation_batches(const std::shared_ptr<const ImageSource>& source,
+                                                           const at::Tensor& index, int64_t batch_size,
+                                                           const LoaderOptions& options);
 
 }  // namespace m2teacher

@@ -6,6 +6,7 @@
 
 #include <zlib.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -74,7 +75,8 @@ std::vector<int64_t> read_header(GzipReader& reader) {
       throw UserError(reader.path() + ": truncated: too short for the header of an IDX file");
     }
     sizes.push_back(int64_t{size[0]} << 24 | int64_t{size[1]} << 16 | int64_t{size[2]} << 8 | int64_t{size[3]});
-    if (__builtin_mul_overflow(bytes, sizes.back(), &bytes) || bytes > kMaxBytes) {
+    // A size of 0 does not excuse the others: strides are made of them.
+    if (__builtin_mul_overflow(bytes, std::max<int64_t>(sizes.back(), 1), &bytes) || bytes > kMaxBytes) {
       throw UserError(reader.path() + ": its header asks for more than " + std::to_string(kMaxBytes) + " bytes");
     }
   }

@@ -1,16 +1,13 @@
 #include "data/image_folder.h"
 
 #include "data/decode_image.h"
+#include "data/list_images.h"
 #include "error.h"
+#include "text/printable.h"
 
-#include <ATen/ops/_upsample_bilinear2d_aa.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
-#include <cctype>
-#include <cmath>
-#include <cstring>
 #include <iostream>
 #include <map>
 
@@ -21,29 +18,6 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kRgb = 3;
 constexpr int kMostShrink = 8;
-
-/// Part of an image in pixels.
-struct PixelBox {
-  int64_t left;
-  int64_t top;
-  int64_t width;
-  int64_t height;
-};
-
-PixelBox in_pixels(const CropBox& box, int64_t height, int64_t width) {
-  const auto length = [](double share, int64_t side) {
-    return std::clamp<int64_t>(std::llround(share * static_cast<double>(side)), 1, side);
-  };
-  const auto start = [](double share, int64_t side, int64_t taken) {
-    return std::clamp<int64_t>(std::llround(share * static_cast<double>(side)), 0, side - taken);
-  };
-  PixelBox pixels{};
-  pixels.width = length(box.width, width);
-  pixels.height = length(box.height, height);
-  pixels.left = start(box.left, width, pixels.width);
-  pixels.top = start(box.top, height, pixels.height);
-  return pixels;
-}
 
 /// The most that a JPEG may be shrunk by as it is decoded so that no part has to be scaled up for it.
 int largest_shrink(const std::vector<CropBox>& boxes, int64_t height, int64_t width, int64_t side) {
@@ -57,89 +31,79 @@ int largest_shrink(const std::vector<CropBox>& boxes, int64_t height, int64_t wi
   return shrink;
 }
 
-/// @param image  (height, width, 3), uint8, contiguous
-void scale(const at::Tensor& image, const CropBox& box, int64_t side, uint8_t* into) {
-  const PixelBox from = in_pixels(box, image.size(0), image.size(1));
-  // (1, 3, h, w) in channels last, for which ATen has a fast kernel of 8-bit numbers.
-  const at::Tensor part = image.narrow(0, from.top, from.height)
-                              .narrow(1, from.left, from.width)
-                              .contiguous()
-                              .permute({2, 0, 1})
-                              .unsqueeze(0);
-  const at::Tensor scaled = at::_upsample_bilinear2d_aa(part, {side, side}, /*align_corners=*/false)
-                                .contiguous(at::MemoryFormat::ChannelsLast);
-  std::memcpy(into, scaled.const_data_ptr<uint8_t>(), static_cast<size_t>(side * side * kRgb));
-}
+/// Image files with the classes of each.
+struct LabelledFiles {
+  std::vector<fs::path> files;
+  std::vector<std::string> classes;  ///< of each file; empty for one that has none
+  int64_t unlabelled = 0;            ///< files without a class
+  std::string first_unlabelled;
+};
 
-bool is_image_name(const fs::path& path) {
-  std::string extension = path.extension().string();
-  std::transform(extension.begin(), extension.end(), extension.begin(),
-                 [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
-  return extension == ".jpg" || extension == ".jpeg" || extension == ".png";
-}
-
-bool is_hidden(const fs::path& path) { return path.filename().string().starts_with('.'); }
-
-/// Images below a folder, relative to it, in order of their names.
-std::vector<fs::path> find_images(const fs::path& root) {
-  std::vector<fs::path> found;
-  try {
-    auto entry = fs::recursive_directory_iterator(root, fs::directory_options::follow_directory_symlink);
-    for (; entry != fs::recursive_directory_iterator(); ++entry) {
-      if (is_hidden(entry->path())) {
-        entry.disable_recursion_pending();
-      } else if (is_image_name(entry->path()) && !entry->is_directory()) {
-        found.push_back(entry->path().lexically_relative(root));
-      }
-    }
-  } catch (const fs::filesystem_error& error) {
-    throw UserError(error.path1().string() + ": cannot be searched for images: " + error.code().message());
+/// @param notes  gets what users should know
+LabelledFiles find_labelled(const fs::path& root, std::vector<std::string>& notes) {
+  const ImageListing listing = list_images(root);
+  if (listing.files.empty()) {
+    throw UserError(root.string() + ": holds no image (.jpg, .jpeg or .png)");
   }
-  std::sort(found.begin(), found.end());
+  for (std::string& note : describe_passed_over(root, listing)) {
+    notes.push_back(std::move(note));
+  }
+  LabelledFiles found;
+  for (const fs::path& relative : listing.files) {
+    found.files.push_back(root / relative);
+    const bool in_folder = std::next(relative.begin()) != relative.end();
+    found.classes.push_back(in_folder ? relative.begin()->string() : "");
+    if (!in_folder && found.unlabelled++ == 0) {
+      found.first_unlabelled = relative.string();
+    }
+  }
   return found;
 }
 
-/// The first folder on the way; empty where there is none.
-std::string class_of(const fs::path& relative) {
-  return std::next(relative.begin()) == relative.end() ? "" : relative.begin()->string();
-}
-
-struct LabelledFiles {
-  std::vector<fs::path> files;
-  std::vector<std::string> classes;  ///< of each file; empty where not all have one
-};
-
-LabelledFiles list_images(const fs::path& root) {
-  LabelledFiles listed;
-  for (const fs::path& relative : find_images(root)) {
-    listed.files.push_back(root / relative);
-    listed.classes.push_back(class_of(relative));
-  }
-  if (listed.files.empty()) {
-    throw UserError(root.string() + ": holds no image (.jpg, .jpeg or .png)");
-  }
-  if (std::find(listed.classes.begin(), listed.classes.end(), "") != listed.classes.end()) {
-    listed.classes.clear();
-  }
-  return listed;
-}
-
-std::shared_ptr<FolderSource> make_source(const LabelledFiles& listed, const std::map<std::string, int64_t>& number_of,
-                                          const DataOptions& options) {
-  at::Tensor labels;
-  if (!listed.classes.empty() && !number_of.empty()) {
-    std::vector<int64_t> numbers;
-    for (size_t i = 0; i < listed.files.size(); ++i) {
-      const auto found = number_of.find(listed.classes[i]);
-      if (found == number_of.end()) {
-        throw UserError(listed.files[i].string() + ": is of class '" + listed.classes[i] +
-                        "', of which there are no training images");
-      }
-      numbers.push_back(found->second);
+/// Numbers of the classes. A single folder beside images that lie in none is no class.
+std::map<std::string, int64_t> number_classes(const LabelledFiles& train) {
+  std::map<std::string, int64_t> number_of;
+  for (const std::string& name : train.classes) {
+    if (!name.empty()) {
+      number_of.emplace(name, 0);
     }
-    labels = at::tensor(numbers, at::kLong);
   }
-  return std::make_shared<FolderSource>(listed.files, labels, options);
+  if (number_of.size() == 1 && train.unlabelled > 0) {
+    number_of.clear();
+  }
+  int64_t next = 0;
+  for (auto& [name, number] : number_of) {
+    number = next++;
+  }
+  return number_of;
+}
+
+/// @return (N), int64, or undefined where no file has a class
+at::Tensor labels_of(const LabelledFiles& found, const std::map<std::string, int64_t>& number_of) {
+  if (number_of.empty() || found.unlabelled == static_cast<int64_t>(found.files.size())) {
+    return {};
+  }
+  std::vector<int64_t> labels;
+  for (size_t i = 0; i < found.files.size(); ++i) {
+    const auto number = number_of.find(found.classes[i]);
+    if (number == number_of.end() && !found.classes[i].empty()) {
+      throw UserError(found.files[i].string() + ": is of class '" + found.classes[i] +
+                      "', of which there are no training images");
+    }
+    labels.push_back(number == number_of.end() ? -1 : number->second);
+  }
+  return at::tensor(labels, at::kLong);
+}
+
+/// What users should know of images that lie in no class's folder; nothing where that goes without saying.
+void note_unlabelled(const fs::path& root, const LabelledFiles& found, bool labels, std::vector<std::string>& notes) {
+  const bool any_folder = found.unlabelled < static_cast<int64_t>(found.files.size());
+  if (found.unlabelled > 0 && (labels || any_folder)) {
+    notes.push_back(root.string() + ": " + std::to_string(found.unlabelled) + " of " +
+                    std::to_string(found.files.size()) +
+                    " images in no class's folder, the first: " + found.first_unlabelled +
+                    (labels ? "; without a label they count in training alone" : "; so no image has a label"));
+  }
 }
 
 }  // namespace
@@ -160,13 +124,16 @@ bool FolderSource::read(int64_t index, const ChooseBoxes& choose, const std::vec
     const std::vector<CropBox> boxes = choose(file.height(), file.width());
     const at::Tensor image = file.decode(largest_shrink(boxes, file.height(), file.width(), side_));
     for (size_t i = 0; i < boxes.size(); ++i) {
-      scale(image, boxes[i], side_, into[i]);
+      scale_part(image, boxes[i], side_, side_, into[i]);
     }
     return true;
-  } catch (const ImageError& error) {
-    note_unreadable(index, error.what());
-    return false;
+  } catch (const std::bad_alloc&) {
+    note_unreadable(index, "takes more memory than there is");
+  } catch (const std::exception& error) {  // ImageError, and torch's where memory is short
+    const std::string reason = error.what();
+    note_unreadable(index, reason.substr(0, reason.find('\n')));
   }
+  return false;
 }
 
 bool FolderSource::read_centre(int64_t index, uint8_t* into) const {
@@ -190,7 +157,7 @@ void FolderSource::note_unreadable(int64_t index, const std::string& reason) con
   const std::lock_guard lock(mutex_);
   if (!known_unreadable_[index]) {
     known_unreadable_[index] = true;
-    std::cerr << "m2teacher: warning: " << message << " (passed over)\n";
+    std::cerr << "m2teacher: warning: " << printable(message) << " (passed over)\n";
   }
 }
 
@@ -199,25 +166,30 @@ int64_t FolderSource::unreadable() const {
   return std::count(known_unreadable_.begin(), known_unreadable_.end(), true);
 }
 
+std::vector<fs::path> FolderSource::files() const { return files_; }
+
 Dataset load_image_folder(const DataOptions& options) {
   const fs::path& root = options.spec.folder;
   const bool split = fs::is_directory(root / "train");
-  const LabelledFiles train = list_images(split ? root / "train" : root);
-
   Dataset dataset;
   std::map<std::string, int64_t> number_of;
-  for (const std::string& name : train.classes) {
-    number_of.emplace(name, 0);
-  }
-  for (auto& [name, number] : number_of) {
-    number = static_cast<int64_t>(dataset.class_names.size());
-    dataset.class_names.push_back(name);
-  }
-  dataset.train = make_source(train, number_of, options);
+  const auto load = [&](const fs::path& part, bool train) {
+    const LabelledFiles found = find_labelled(part, dataset.notes);
+    if (train) {
+      number_of = number_classes(found);
+    }
+    const at::Tensor labels = labels_of(found, number_of);
+    note_unlabelled(part, found, !number_of.empty(), dataset.notes);
+    return std::make_shared<FolderSource>(found.files, labels, options);
+  };
+  dataset.train = load(split ? root / "train" : root, /*train=*/true);
   for (const char* name : {"test", "val"}) {
     if (split && !dataset.test && fs::is_directory(root / name)) {
-      dataset.test = make_source(list_images(root / name), number_of, options);
+      dataset.test = load(root / name, /*train=*/false);
     }
+  }
+  for (const auto& [name, number] : number_of) {
+    dataset.class_names.push_back(name);
   }
   dataset.pixels = kImageNetPixels;
   return dataset;

@@ -1,11 +1,9 @@
 #pragma once
 
-#include "data/crop.h"
 #include "data/data_options.h"
 #include "data/image_source.h"
 
 #include <filesystem>
-#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -17,24 +15,20 @@ namespace m2teacher {
 class FolderSource : public ImageSource {
  public:
   /// @param files    paths to read, and what their names in messages are
-  /// @param labels   (N), int64, or undefined
+  /// @param labels   (N), int64, -1 for images without one; or undefined
   FolderSource(std::vector<std::filesystem::path> files, at::Tensor labels, const DataOptions& options);
 
   int64_t size() const override { return static_cast<int64_t>(files_.size()); }
   ImageShape shape() const override;
   at::Tensor labels() const override { return labels_; }
 
-  /// Chooses parts of an image whose size it is told.
-  using ChooseBoxes = std::function<std::vector<CropBox>(int64_t height, int64_t width)>;
+  std::vector<std::filesystem::path> files() const override;
 
-  /// Reads an image once and writes the chosen parts of it, scaled (bilinear, antialiased): one after the other,
-  /// (side, side, 3) each.
-  /// @return whether it could be read; if not, the image was counted, and named on stderr where that is new
-  /// @throws UserError  it could not be read, and the options are strict
-  bool read(int64_t index, const ChooseBoxes& choose, const std::vector<uint8_t*>& into) const;
+  /// An image that cannot be read, for whatever reason, is counted, and named on stderr where that is new.
+  bool read(int64_t index, const ChooseBoxes& choose, const std::vector<uint8_t*>& into) const override;
 
-  /// As evaluation sees an image: the shorter side scaled to side / centre_crop, then the centre.
-  bool read_centre(int64_t index, uint8_t* into) const;
+  /// The shorter side scaled to side / centre_crop, then the centre.
+  bool read_centre(int64_t index, uint8_t* into) const override;
 
   /// How many images could not be read so far; each counts once.
   int64_t unreadable() const override;
@@ -51,10 +45,10 @@ class FolderSource : public ImageSource {
   mutable std::vector<bool> known_unreadable_;
 };
 
-/// A tree of JPEG and PNG files (named so; hidden ones are left out). The training images are those below "train/", the
-/// test images those below "test/" or "val/"; without a "train/" all are for training. An image's label is the first
-/// folder on its way from there, by name; images that lie in none have no labels, and then none has.
-/// Pixel statistics are ImageNet's.
+/// A tree of JPEG and PNG files, as `list_images` finds them. The training images are those below "train/", the test
+/// images those below "test/" or "val/"; without a "train/" all are for training. An image's label is the first folder
+/// on its way from there, by name; images that lie in none have no label. A single folder beside such images is no
+/// class: then none has a label. Pixel statistics are ImageNet's.
 ///
 /// @throws UserError  there are no images, or the test images have a class that the training images have not
 Dataset load_image_folder(const DataOptions& options);

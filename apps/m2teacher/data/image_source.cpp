@@ -63,11 +63,11 @@ std::vector<std::string> numbered_classes(const std::vector<at::Tensor>& labels)
 }
 
 at::Tensor images_in_memory(const ImageSource& source) {
-  const auto* tensors = dynamic_cast<const TensorSource*>(&source);
-  if (tensors == nullptr) {
+  const at::Tensor images = source.in_memory();
+  if (!images.defined()) {
     throw UserError("--data: this needs images of one size in memory (idx or cifar10), not a folder");
   }
-  return tensors->images();
+  return images;
 }
 
 TensorSource::TensorSource(at::Tensor images, at::Tensor labels)
@@ -75,6 +75,19 @@ TensorSource::TensorSource(at::Tensor images, at::Tensor labels)
 
 ImageShape TensorSource::shape() const {
   return {.channels = images_.size(1), .height = images_.size(2), .width = images_.size(3)};
+}
+
+bool TensorSource::read(int64_t index, const ChooseBoxes& choose, const std::vector<uint8_t*>& into) const {
+  const at::Tensor image = images_[index].permute({1, 2, 0});
+  const std::vector<CropBox> boxes = choose(image.size(0), image.size(1));
+  for (size_t i = 0; i < boxes.size(); ++i) {
+    scale_part(image, boxes[i], image.size(0), image.size(1), into[i]);
+  }
+  return true;
+}
+
+bool TensorSource::read_centre(int64_t index, uint8_t* into) const {
+  return read(index, [](int64_t /*height*/, int64_t /*width*/) { return std::vector<CropBox>{{}}; }, {into});
 }
 
 }  // namespace m2teacher

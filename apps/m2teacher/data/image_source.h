@@ -1,8 +1,12 @@
 #pragma once
 
+#include "data/crop.h"
+
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,7 +40,7 @@ PixelStatistics pixel_statistics(const at::Tensor& images);
 /// @param pixels  (N, C, H, W), float32
 at::Tensor standardise_(const at::Tensor& pixels, const PixelStatistics& statistics);
 
-/// Images that can be had one by one, with their labels where there are any.
+/// Images that can be had one by one, by any number of threads at once, with their labels where there are any.
 class ImageSource {
  public:
   virtual ~ImageSource() = default;
@@ -44,8 +48,23 @@ class ImageSource {
   virtual int64_t size() const = 0;
   /// Of every image that it gives.
   virtual ImageShape shape() const = 0;
-  /// (size()), int64; undefined where the images have no labels.
+  /// (size()), int64, -1 for an image that has no label; undefined where none has one.
   virtual at::Tensor labels() const = 0;
+  /// The file of each image, where each has one of its own; none otherwise.
+  virtual std::vector<std::filesystem::path> files() const { return {}; }
+  /// All images, where they are kept in memory: (size(), C, H, W), uint8; undefined where they are read one by one.
+  virtual at::Tensor in_memory() const { return {}; }
+
+  /// Chooses parts of an image whose size it is told.
+  using ChooseBoxes = std::function<std::vector<CropBox>(int64_t height, int64_t width)>;
+
+  /// Reads an image once and writes the chosen parts of it, scaled to `shape()` (bilinear, antialiased): one after the
+  /// other, (height, width, channels) each.
+  /// @return whether it could be read
+  /// @throws UserError  it could not be read, and the source is strict
+  virtual bool read(int64_t index, const ChooseBoxes& choose, const std::vector<uint8_t*>& into) const = 0;
+  /// Reads an image as evaluation sees it: (height, width, channels).
+  virtual bool read_centre(int64_t index, uint8_t* into) const = 0;
   /// How many images turned out to be unreadable so far.
   virtual int64_t unreadable() const { return 0; }
 };
@@ -60,7 +79,10 @@ class TensorSource : public ImageSource {
   int64_t size() const override { return images_.size(0); }
   ImageShape shape() const override;
   at::Tensor labels() const override { return labels_; }
-  const at::Tensor& images() const { return images_; }
+  at::Tensor in_memory() const override { return images_; }
+  bool read(int64_t index, const ChooseBoxes& choose, const std::vector<uint8_t*>& into) const override;
+  /// The whole image.
+  bool read_centre(int64_t index, uint8_t* into) const override;
 
  private:
   at::Tensor images_;
@@ -80,6 +102,7 @@ struct Dataset {
   std::shared_ptr<const ImageSource> test;  ///< null where there is none
   std::vector<std::string> class_names;     ///< empty where there are no labels
   PixelStatistics pixels;                   ///< what the encoders' input is standardised by
+  std::vector<std::string> notes = {};      ///< what users should know of how the images were found
 
   int64_t classes() const { return static_cast<int64_t>(class_names.size()); }
 };

@@ -48,7 +48,7 @@ Dataset load_mnist_family(const std::filesystem::path& folder) {
   return {.train = train,
           .test = test,
           .class_names = numbered_classes({train->labels(), test->labels()}),
-          .pixels = pixel_statistics(train->images())};
+          .pixels = pixel_statistics(train->in_memory())};
 }
 
 }  // namespace m2teacher

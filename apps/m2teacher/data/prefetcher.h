@@ -11,6 +11,8 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -29,8 +31,9 @@ class Prefetcher {
  public:
   struct Options {
     int threads = 1;
-    int64_t batches_ahead = 1;                     ///< that may be begun before the one is taken that is next
-    std::chrono::duration<double> timeout{300.0};  ///< without an item coming in, before `next` gives up
+    int64_t batches_ahead = 1;  ///< that may be begun before the one is taken that is next
+    /// Without an item coming in, before `next` gives up; time in which the process was stopped does not count.
+    std::chrono::duration<double> timeout{300.0};
   };
 
   /// What the threads call. An exception of `fill` comes out of the `next` that would have given its batch: that of the
@@ -45,28 +48,20 @@ class Prefetcher {
   };
 
   Prefetcher(const Options& options, Work work) : state_(std::make_shared<State>(options, std::move(work))) {
-    state_->running = options.threads;
-    for (int i = 0; i < options.threads; ++i) {
-      threads_.emplace_back([state = state_] { state->run(); });
+    try {
+      for (int i = 0; i < options.threads; ++i) {
+        start_thread();
+      }
+    } catch (const std::system_error& error) {
+      stop();
+      throw std::runtime_error(
+          "only " + std::to_string(threads_.size()) + " of " + std::to_string(options.threads) +
+          " threads that read images can be started (--loader-threads): " + error.code().message());
     }
   }
 
   /// Does not wait for ever: threads that a file system holds are left to themselves.
-  ~Prefetcher() {
-    std::unique_lock lock(state_->mutex);
-    state_->stopping = true;
-    state_->changed.notify_all();
-    const std::chrono::duration<double> patience = given_up_ ? std::chrono::seconds(0) : state_->options.timeout;
-    const bool ended = state_->changed.wait_for(lock, patience, [this] { return state_->running == 0; });
-    lock.unlock();
-    for (std::thread& thread : threads_) {
-      if (ended) {
-        thread.join();
-      } else {
-        thread.detach();
-      }
-    }
-  }
+  ~Prefetcher() { stop(); }
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;
 
@@ -80,13 +75,15 @@ class Prefetcher {
       return std::nullopt;
     }
     std::unique_lock lock(state_->mutex);
-    for (;;) {
-      const int64_t seen = state_->items_done;
-      const auto ready = [&] { return !state_->slots.empty() && state_->slots.front().left == 0; };
-      if (state_->changed.wait_for(lock, state_->options.timeout, ready)) {
-        break;
-      }
-      if (state_->items_done == seen) {
+    // Each part of the wait counts as it was meant, so that time in which the process was stopped does not count.
+    const std::chrono::duration<double> part = std::min(state_->options.timeout, kPartOfWait);
+    std::chrono::duration<double> waited{0};
+    int64_t seen = state_->items_done;
+    const auto ready = [&] { return !state_->slots.empty() && state_->slots.front().left == 0; };
+    while (!state_->changed.wait_for(lock, part, ready)) {
+      waited = state_->items_done == seen ? waited + part : std::chrono::duration<double>(0);
+      seen = state_->items_done;
+      if (waited >= state_->options.timeout) {
         given_up_ = true;
         throw PrefetchTimeout("no image has come in for " +
                               std::to_string(static_cast<int64_t>(state_->options.timeout.count())) + " s");
@@ -104,6 +101,8 @@ class Prefetcher {
   }
 
  private:
+  static constexpr std::chrono::duration<double> kPartOfWait{0.1};
+
   struct Slot {
     int64_t number;
     std::optional<Batch> batch;
@@ -189,6 +188,36 @@ class Prefetcher {
     int running = 0;
     bool stopping = false;
   };
+
+  void start_thread() {
+    {
+      const std::lock_guard lock(state_->mutex);
+      ++state_->running;
+    }
+    try {
+      threads_.emplace_back([state = state_] { state->run(); });
+    } catch (...) {
+      const std::lock_guard lock(state_->mutex);
+      --state_->running;
+      throw;
+    }
+  }
+
+  void stop() {
+    std::unique_lock lock(state_->mutex);
+    state_->stopping = true;
+    state_->changed.notify_all();
+    const std::chrono::duration<double> patience = given_up_ ? std::chrono::seconds(0) : state_->options.timeout;
+    const bool ended = state_->changed.wait_for(lock, patience, [this] { return state_->running == 0; });
+    lock.unlock();
+    for (std::thread& thread : threads_) {
+      if (ended) {
+        thread.join();
+      } else {
+        thread.detach();
+      }
+    }
+  }
 
   std::shared_ptr<State> state_;
   std::deque<std::thread> threads_;

@@ -8,7 +8,7 @@
 namespace m2teacher {
 
 /// What random numbers are for: numbers for one purpose tell nothing of those for another.
-enum class Purpose : uint64_t { Shuffle = 1, Crop = 2, Colour = 3 };
+enum class Purpose : uint64_t { Shuffle = 1, Crop = 2, Colour = 3, Evaluation = 4 };
 
 /// A seed that is a function of the run's seed, the purpose, and a number such as an epoch or a step
 /// (mixed as in SplitMix64, Steele, Lea and Flood 2014).

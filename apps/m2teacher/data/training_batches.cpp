@@ -1,6 +1,5 @@
 #include "data/training_batches.h"
 
-#include "data/image_folder.h"
 #include "data/prefetch_options.h"
 #include "data/prefetcher.h"
 #include "error.h"
@@ -34,19 +33,19 @@ class MemoryBatches : public TrainingBatches {
 };
 
 /// A batch being filled, with the images that it is filled from.
-struct FolderBatch {
+struct CropBatch {
   TrainingBatch batch;
   at::Tensor index;
 };
 
-/// What reads the images of a folder; its threads share it.
-class FolderReader {
+/// What reads crops of images; its threads share it.
+class CropReader {
  public:
-  FolderReader(std::shared_ptr<const FolderSource> source, const AugmentOptions& augment, const BatchSampler& sampler,
-               const BatchShare& share, uint64_t seed)
+  CropReader(std::shared_ptr<const ImageSource> source, const AugmentOptions& augment, const BatchSampler& sampler,
+             const BatchShare& share, uint64_t seed)
       : source_(std::move(source)), augment_(augment), sampler_(sampler), share_(share), seed_(seed) {}
 
-  FolderBatch make(int64_t step) {
+  CropBatch make(int64_t step) {
     const ImageShape shape = source_->shape();
     // The source writes pixel after pixel, which is channels last.
     const auto empty = [&] {
@@ -57,7 +56,7 @@ class FolderReader {
             .index = sampler_.batch(step).narrow(0, share_.first, share_.count)};
   }
 
-  void fill(FolderBatch& batch, int64_t step, int64_t item) const {
+  void fill(CropBatch& batch, int64_t step, int64_t item) const {
     std::vector<uint8_t*> into;
     for (const at::Tensor& view : batch.batch.views) {
       into.push_back(view.mutable_data_ptr<uint8_t>() + item * view.stride(0));
@@ -81,16 +80,16 @@ class FolderReader {
   }
 
  private:
-  std::shared_ptr<const FolderSource> source_;
+  std::shared_ptr<const ImageSource> source_;
   AugmentOptions augment_;
   BatchSampler sampler_;
   BatchShare share_;
   uint64_t seed_;
 };
 
-class FolderBatches : public TrainingBatches {
+class CropBatches : public TrainingBatches {
  public:
-  FolderBatches(std::shared_ptr<FolderReader> reader, const LoaderOptions& options, int64_t images, int64_t end_step)
+  CropBatches(std::shared_ptr<CropReader> reader, const LoaderOptions& options, int64_t images, int64_t end_step)
       : reader_(std::move(reader)), options_(options), images_(images), end_step_(end_step) {}
 
   TrainingBatch batch(int64_t step) override {
@@ -104,21 +103,21 @@ class FolderBatches : public TrainingBatches {
   void start_at(int64_t step) {
     prefetcher_.reset();
     prefetcher_.emplace(
-        prefetch_options<FolderBatch>(options_),
-        Prefetcher<FolderBatch>::Work{.first = step,
-                                      .end = std::max(end_step_, step + 1),
-                                      .items = [images = images_](int64_t) { return images; },
-                                      .make = [reader = reader_](int64_t number) { return reader->make(number); },
-                                      .fill = [reader = reader_](FolderBatch& batch, int64_t number,
-                                                                 int64_t item) { reader->fill(batch, number, item); },
-                                      .thread_start = use_one_thread});
+        prefetch_options<CropBatch>(options_),
+        Prefetcher<CropBatch>::Work{.first = step,
+                                    .end = std::max(end_step_, step + 1),
+                                    .items = [images = images_](int64_t) { return images; },
+                                    .make = [reader = reader_](int64_t number) { return reader->make(number); },
+                                    .fill = [reader = reader_](CropBatch& batch, int64_t number,
+                                                               int64_t item) { reader->fill(batch, number, item); },
+                                    .thread_start = use_one_thread});
   }
 
-  std::shared_ptr<FolderReader> reader_;
+  std::shared_ptr<CropReader> reader_;
   LoaderOptions options_;
   int64_t images_;  // of a batch
   int64_t end_step_;
-  std::optional<Prefetcher<FolderBatch>> prefetcher_;
+  std::optional<Prefetcher<CropBatch>> prefetcher_;
 };
 
 }  // namespace
@@ -132,11 +131,11 @@ std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data,
                                                        int64_t batch_size, const BatchShare& share, uint64_t seed,
                                                        int64_t end_step) {
   BatchSampler sampler(data.source->size(), batch_size, seed);
-  if (const auto folder = std::dynamic_pointer_cast<const FolderSource>(data.source)) {
-    auto reader = std::make_shared<FolderReader>(folder, augment, sampler, share, seed);
-    return std::make_unique<FolderBatches>(std::move(reader), data.loader, share.count, end_step);
+  if (const at::Tensor images = data.source->in_memory(); images.defined()) {
+    return std::make_unique<MemoryBatches>(images, std::move(sampler), share);
   }
-  return std::make_unique<MemoryBatches>(images_in_memory(*data.source), std::move(sampler), share);
+  auto reader = std::make_shared<CropReader>(data.source, augment, sampler, share, seed);
+  return std::make_unique<CropBatches>(std::move(reader), data.loader, share.count, end_step);
 }
 
 }  // namespace m2teacher

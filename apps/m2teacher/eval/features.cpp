@@ -32,21 +32,21 @@ at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatist
   return at::cat(features);
 }
 
-LabelledFeatures encode(Encoder& encoder, const std::shared_ptr<const ImageSource>& images, int64_t count,
+LabelledFeatures encode(Encoder& encoder, const std::shared_ptr<const ImageSource>& images, const at::Tensor& index,
                         const PixelStatistics& pixels, const LoaderOptions& loader) {
-  const auto batches = make_evaluation_batches(images, count, kEncodeBatch, loader);
+  const auto batches = make_evaluation_batches(images, index, kEncodeBatch, loader);
   std::vector<at::Tensor> features;
-  std::vector<at::Tensor> index;
+  std::vector<at::Tensor> read;
   while (const std::optional<EvaluationBatch> batch = batches->next()) {
     if (batch->images.size(0) > 0) {
       features.push_back(encode(encoder, batch->images, pixels));
-      index.push_back(batch->index);
+      read.push_back(batch->index);
     }
   }
   if (features.empty()) {
     throw UserError("--data: none of the images can be read");
   }
-  LabelledFeatures out{.features = at::cat(features), .labels = {}, .index = at::cat(index)};
+  LabelledFeatures out{.features = at::cat(features), .labels = {}, .index = at::cat(read)};
   if (images->labels().defined()) {
     out.labels = images->labels().index_select(0, out.index);
   }

@@ -13,7 +13,7 @@ namespace m2teacher {
 /// Features of images with the labels of these.
 struct LabelledFeatures {
   at::Tensor features;  ///< (N, F), float32
-  at::Tensor labels;    ///< (N), int64; undefined where there are none
+  at::Tensor labels;    ///< (N), int64, -1 for an image without one; undefined where there are none
   at::Tensor index;     ///< (N), int64: which images of their source; undefined where that is all of them
 };
 
@@ -22,9 +22,10 @@ struct LabelledFeatures {
 /// @return (N, F), float32
 at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatistics& pixels);
 
-/// The same of a source's first `count` images, which need not fit into memory. Unreadable ones are left out.
+/// The same of chosen images of a source, which need not fit into memory. Unreadable ones are left out.
+/// @param index  (N), int64: which images
 /// @throws UserError  none can be read, and what reading throws
-LabelledFeatures encode(Encoder& encoder, const std::shared_ptr<const ImageSource>& images, int64_t count,
+LabelledFeatures encode(Encoder& encoder, const std::shared_ptr<const ImageSource>& images, const at::Tensor& index,
                         const PixelStatistics& pixels, const LoaderOptions& loader);
 
 /// The pixels themselves, in [0, 1]: (N, C * H * W).

@@ -74,11 +74,26 @@ double linear_accuracy(const LabelledFeatures& train, const LabelledFeatures& te
   return probe.accuracy(standardise(test.features), test.labels);
 }
 
+std::string too_few_labels(const at::Tensor& labels, const std::vector<std::string>& class_names,
+                           int64_t labels_per_class) {
+  for (size_t label = 0; label < class_names.size(); ++label) {
+    const auto members = labels.eq(static_cast<int64_t>(label)).sum().item<int64_t>();
+    if (members > 0 && members < labels_per_class) {
+      return "class " + class_names[label] + " has " + std::to_string(members) + " training images, " +
+             std::to_string(labels_per_class) + " were asked for";
+    }
+  }
+  return "";
+}
+
 at::Tensor draw_per_class(const at::Tensor& labels, int64_t classes, int64_t count, uint64_t seed) {
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   std::vector<at::Tensor> drawn;
   for (int64_t label = 0; label < classes; ++label) {
     const at::Tensor members = labels.eq(label).nonzero().flatten();
+    if (members.size(0) == 0) {
+      continue;
+    }
     if (members.size(0) < count) {
       throw UserError("--labels-per-class: class " + std::to_string(label) + " has " + std::to_string(members.size(0)) +
                       " training images, " + std::to_string(count) + " were asked for");

@@ -2,6 +2,9 @@
 
 #include "eval/features.h"
 
+#include <string>
+#include <vector>
+
 namespace m2teacher {
 
 /// A linear probe: logistic regression on frozen, standardised features.
@@ -36,7 +39,13 @@ double few_labels_accuracy(const LabelledFeatures& train, const LabelledFeatures
 double probe_accuracy(const LabelledFeatures& train, const LabelledFeatures& test, int64_t classes,
                       int64_t labels_per_class, uint64_t seed);
 
-/// `count` indices per class, drawn without replacement: (classes * count), int64.
+/// Why so many labels per class cannot be had of the images: the first class that has some training images, but too
+/// few. Empty where they can be had.
+/// @param labels  (N), int64, of the training images
+std::string too_few_labels(const at::Tensor& labels, const std::vector<std::string>& class_names,
+                           int64_t labels_per_class);
+
+/// `count` indices per class that has any, drawn without replacement: (classes * count), int64.
 at::Tensor draw_per_class(const at::Tensor& labels, int64_t classes, int64_t count, uint64_t seed);
 
 }  // namespace m2teacher

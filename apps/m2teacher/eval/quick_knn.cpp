@@ -1,5 +1,6 @@
 #include "eval/quick_knn.h"
 
+#include "eval/draw_images.h"
 #include "eval/features.h"
 #include "eval/knn.h"
 
@@ -20,7 +21,9 @@ std::optional<double> quick_knn(const Pretrainer& pretrainer, const Dataset& dat
   }
   Branch teacher = pretrainer.teacher().model();
   const auto part = [&](const std::shared_ptr<const ImageSource>& images, int64_t count) {
-    return encode(teacher->encoder(), images, std::min(count, images->size()), dataset.pixels, loader);
+    const at::Tensor drawn =
+        draw_images(*images, labelled_images(*images), count, Spread::Proportional, pretrainer.options().seed);
+    return encode(teacher->encoder(), images, drawn, dataset.pixels, loader);
   };
   const LabelledFeatures bank = part(dataset.train, kBank);
   KnnOptions options;

@@ -13,7 +13,18 @@
 namespace m2teacher {
 namespace {
 
-constexpr const char* kTemporaryMark = ".tmp-";
+constexpr std::string_view kTemporaryMark = ".tmp-";
+
+/// The name under which a temporary file was to appear; empty: it is none.
+std::string_view final_name(std::string_view temporary) {
+  const size_t mark = temporary.rfind(kTemporaryMark);
+  if (mark == std::string_view::npos) {
+    return {};
+  }
+  const std::string_view process = temporary.substr(mark + kTemporaryMark.size());
+  const bool number = !process.empty() && process.find_first_not_of("0123456789") == std::string_view::npos;
+  return number ? temporary.substr(0, mark) : std::string_view();
+}
 
 /// A new name is on the disk only once its folder is. Not every file system can do that, which is no failure.
 bool flush_folder(const std::filesystem::path& folder) {
@@ -35,7 +46,7 @@ std::filesystem::path replaceable(std::filesystem::path path) {
 
 AtomicFile::AtomicFile(std::filesystem::path path)
     : path_(replaceable(std::move(path))),
-      temporary_(path_.string() + kTemporaryMark + std::to_string(getpid())),
+      temporary_(path_.string() + std::string(kTemporaryMark) + std::to_string(getpid())),
       file_(temporary_, O_WRONLY | O_CREAT | O_TRUNC) {
   if (!file_.is_open()) {
     fail();
@@ -72,10 +83,11 @@ void write_text_file(const std::filesystem::path& path, const std::string& text)
   file.commit();
 }
 
-void remove_temporary_files(const std::filesystem::path& folder) {
+void remove_temporary_files(const std::filesystem::path& folder, bool (*is_ours)(std::string_view name)) {
   std::error_code error;  // what cannot be removed does no harm
   for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    if (entry.path().filename().string().find(kTemporaryMark) != std::string::npos) {
+    const std::string name = entry.path().filename().string();
+    if (is_ours(final_name(name)) && std::filesystem::is_regular_file(entry.symlink_status(error))) {
       std::filesystem::remove(entry.path(), error);
     }
   }
@@ -87,7 +99,7 @@ void make_writable_folder(const std::filesystem::path& folder) {
   if (error) {
     throw UserError(folder.string() + ": cannot be made: " + error.message());
   }
-  AtomicFile probe(folder / "writable");  // never committed: leaves nothing
+  AtomicFile probe(folder / kProbeFile);  // never committed: leaves nothing
 }
 
 }  // namespace m2teacher

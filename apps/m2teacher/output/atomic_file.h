@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 namespace m2teacher {
 
@@ -34,9 +35,13 @@ class AtomicFile {
 /// Writes a text as an `AtomicFile`. @throws UserError
 void write_text_file(const std::filesystem::path& path, const std::string& text);
 
-/// Removes the temporary files in the folder that processes left which were killed while they wrote. Only for whoever
-/// owns the folder: a file that is just being written would go, too.
-void remove_temporary_files(const std::filesystem::path& folder);
+/// Removes the temporary files of some `AtomicFile`s in the folder, which processes left that were killed while they
+/// wrote. Only for whoever owns the folder: a file that is just being written would go, too.
+/// @param is_ours  whether an `AtomicFile` of that name is the caller's; all others stay, as do links and folders
+void remove_temporary_files(const std::filesystem::path& folder, bool (*is_ours)(std::string_view name));
+
+/// What `make_writable_folder` tries to make is an `AtomicFile` of this name.
+inline constexpr std::string_view kProbeFile = "writable";
 
 /// Makes the folder, and those above it, if need be, and sees that files can be made in it.
 /// @throws UserError

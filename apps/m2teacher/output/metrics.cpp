@@ -59,14 +59,16 @@ MetricsFile::MetricsFile(const std::filesystem::path& path, const MetricsState& 
   std::ifstream stream(path, std::ios::binary);
   std::string line;
   if (!std::getline(stream, line) || line != kHead) {
-    throw UserError(path_ + ": not the metrics of a run of m2teacher, or lost: the run cannot be resumed without it");
+    throw UserError(path_ +
+                    ": not the metrics of a run of m2teacher, or lost: the run goes on with a new one if this is "
+                    "removed");
   }
   auto kept = static_cast<off_t>(line.size() + 1);
   for (int64_t row = 0; row < state.rows; ++row) {
     // A line that the file's end cuts off is none.
     if (!std::getline(stream, line) || stream.eof()) {
       throw UserError(path_ + ": has lost rows: holds " + std::to_string(row) + ", the checkpoint was saved after " +
-                      std::to_string(state.rows));
+                      std::to_string(state.rows) + "; the run goes on with a new one if this is removed");
     }
     kept += static_cast<off_t>(line.size() + 1);
     seconds_ = column(line, kSecondsColumn);

@@ -3,6 +3,7 @@
 #include "error.h"
 #include "settings/run_flags.h"
 #include "settings/strict_toml.h"
+#include "text/printable.h"
 
 #include <CLI/CLI.hpp>
 
@@ -41,7 +42,7 @@ class Declaration {
 };
 
 /// @throws UserError  CLI11's TOML has no escapes: it would read some texts, such as a folder's name with a # in it, as
-/// others
+/// others. What is no UTF-8 is no TOML, nor can the metadata of a checkpoint hold it
 void write(std::ostream& out, const Flag& flag) {
   if (flag.text().empty()) {  // open
     return;
@@ -49,8 +50,9 @@ void write(std::ostream& out, const Flag& flag) {
   const std::string line = flag.name() + " = " + CLI::detail::ini_join(flag.values());
   std::istringstream again(line);
   const std::vector<CLI::ConfigItem> items = StrictToml().from_config(again);
-  if (items.size() != 1 || items.front().inputs != flag.values()) {
-    throw UserError("--" + flag.name() + ": '" + flag.text() + "' cannot be kept in config.toml");
+  if (items.size() != 1 || items.front().inputs != flag.values() || !is_utf8(flag.text())) {
+    throw UserError("--" + flag.name() + ": '" + printable(flag.text()) + "' cannot be kept in config.toml" +
+                    (is_utf8(flag.text()) ? "" : ", which is UTF-8: give the folder a link with another name"));
   }
   out << line << '\n';
 }

@@ -2,10 +2,15 @@
 
 #include "kernels/shape.h"
 
+#include <momentum_bn/variance.h>
+
 #include <cstdint>
 
-// The interface of the CPU kernels: pointers and sizes in, numbers out; no tensors, no dispatcher, no state.
-// One source (kernels.cpp) is compiled once per instruction set; dispatch.cpp picks.
+// This is the interface of the CPU kernels: they take pointers and sizes and write numbers, and know neither tensors
+// nor dispatcher nor state. One source (kernels.cpp) is compiled once per instruction set; dispatch.cpp picks.
+//
+// Arrays [channels] are double for Type::kDouble, else float, unless they are declared double. A null pointer means
+// that there is none.
 
 namespace momentum_bn::kernels {
 
@@ -13,94 +18,116 @@ namespace momentum_bn::kernels {
 using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t tasks, Body body, void* context);
 
-/// Called exactly once for each channel, possibly by several threads at once for different ranges of channels, when
-/// their mean and m2 are known; fills their center, scale and shift.
-using Blend = void (*)(void* context, int64_t channel_begin, int64_t channel_end);
+/// A forward pass keeps its statistics for the backward pass in rows of [channels]. Row 0 is the mean that normalises,
+/// rounded; row 1 is what it lost to rounding; row 2 is 1 / sqrt(variance + eps).
+constexpr int kSavedRows = 3;
+/// There are more rows where gradients flow through the statistics. Row 3 is the mean that normalises less the batch's;
+/// row 4 is m / n and row 5 is m * c / n, where m is the batch's weight in the blend, n the number of values per
+/// channel, and c what the batch's biased variance is multiplied with before it normalises.
+constexpr int kSavedRowsThroughStatistics = 6;
 
-/// Arrays of channels that the kernels read as full vectors must be readable this many elements beyond their end.
-constexpr int64_t kPadding = 64;
-
-/// y = max(0, (x - center) * scale + shift + residual), the maximum only where relu is set.
-struct ForwardArgs {
+struct StatisticsArgs {
   Type type;
   Shape shape;
   const void* x;
-  const void* residual;  // or null
-  void* y;               // may be x
-  bool relu;
-  /// y is large, not x and was written before: better written past the caches.
-  bool stream;
-  // [channels] plus kPadding, double for Type::kDouble, else float.
-  void* center;
-  void* scale;
-  void* shift;
-  // [channels]; what the statistics pass writes: the mean and the sum of squared deviations from it.
+  // Arrays [channels] that are written: the mean and the sum of squared deviations from it.
   double* mean;
   double* m2;
-  Blend blend;
-  void* blend_context;
   ParallelFor parallel_for;
 };
 
-/// With g = dy, or if y is given dy but 0 where y <= 0: dx = g * scale, dresidual = g, sum_g = sum(g), sum_gx = sum(g *
-/// (x - center)).
-struct BackwardArgs {
-  Type type;
-  Shape shape;
-  const void* dy;
-  const void* x;    // or null: no sum_gx
-  const void* y;    // or null: no mask
-  void* dx;         // or null; may be dy
-  void* dresidual;  // or null
-  /// dx and dresidual are large, not dy and were written before: better written past the caches.
-  bool stream;
-  // [channels] plus kPadding, double for Type::kDouble, else float.
-  const void* scale;
-  const void* center;
-  // [channels]
-  double* sum_g;
-  double* sum_gx;
-  ParallelFor parallel_for;
-};
-
-/// From a channel's batch statistics to center, scale and shift, and to the state. Arrays are [channels], double for
-/// Type::kDouble, else float, but for mean and m2; a null pointer: there is none.
+/// How batch statistics lead to what a channel is normalised with, and to the new state.
 struct BlendArgs {
-  Type type;
-  int64_t channels;
-  double values_per_channel;
+  double values_per_channel;  // n, over all that mean and m2 were taken over: all processes of a group
   double eps;
-  double momentum;            // weight of the batch
-  double normalising_factor;  // of the unbiased variance that the batch is normalised with
-  double running_factor;      // of the unbiased variance that goes into running_var
-  double views;               // in the update, this one counted
-  bool completes_update;      // else mean and variance are only remembered
-  const double* mean;
-  const double* m2;
+  Variance variance;
+  /// The batch's weight in what normalises. With 1 it normalises alone, whatever the running statistics hold.
+  double batch_weight;
+  /// The weight of the batch, or of the mean of the views, in the update of the running statistics.
+  double update_weight;
+  double views;           // the number of views in the update, this one counted
+  bool completes_update;  // where it is not set the running statistics stay as they are
+  // Arrays [channels].
+  void* running_mean;
+  void* running_var;
+  void* view_mean_sum;  // null where an update takes one batch
+  void* view_var_sum;
+  void* batch_mean;  // written: those of the batch, the variance unbiased
+  void* batch_var;
+};
+
+/// y = (x - mean) / sqrt(variance + eps) * weight + bias + residual, and max(0, y) where relu is set.
+struct ForwardArgs {
+  Type type;
+  Shape shape;  // may be without values where the statistics are given
+  const void* x;
+  const void* residual;
+  void* y;  // may be x, as may the residual
+  bool relu;
+  /// y is large, is not x and was written before, so that it is better written past the caches.
+  bool stream;
+  // Arrays [channels].
   const void* weight;
   const void* bias;
-  void* running_mean;  // read only where view_mean_sum is null
-  void* running_var;
-  void* view_mean_sum;
-  void* view_var_sum;
-  void* batch_mean;  // written: of the batch, the variance unbiased
-  void* batch_var;
-  void* center;
-  void* scale;
-  void* shift;
-  void* saved;  // [3][channels]: center, what it lost to rounding, 1 / deviation
+  /// [saved_rows][channels]. forward() writes it, normalize() reads the first kSavedRows.
+  void* saved;
+  int saved_rows;  // kSavedRows or kSavedRowsThroughStatistics
+  /// What forward() blends; normalize() ignores it.
+  const BlendArgs* blend;
+  /// Arrays [channels], both or none. Where statistics_given is set forward() normalises with these, which are as
+  /// statistics() writes them; else it writes those of x.
+  double* mean;
+  double* m2;
+  bool statistics_given;
+  ParallelFor parallel_for;
+};
+
+/// With g = dy, but 0 where relu is set and y <= 0, and xhat = (x - mean) / sqrt(variance + eps):
+/// dweight = sum(g * xhat), dbias = sum(g), dresidual = g and, with constant statistics,
+/// dx = g * weight / sqrt(variance + eps). Through the statistics, with the rows 4 and 5 of `saved`,
+/// dx = (g - m / n * sum(g) - m * c / n * (x - batch mean) * sum(g * xhat) / sqrt(variance + eps))
+///      * weight / sqrt(variance + eps).
+struct BackwardArgs {
+  Type type;
+  Shape shape;  // may be without values in gradient_sums() and gradient_of_input()
+  const void* dy;
+  const void* x;  // may be null only in backward(), without dweight, where y is given or relu not set
+  bool relu;
+  /// Forward's output, which is read where relu is set. Where it is null its signs are made again from x, to the same
+  /// bits; the forward pass must then have had no residual, and the weight and bias that are given here.
+  const void* y;
+  void* dx;         // may be dy
+  void* dresidual;  // must not be dy
+  /// dx and dresidual are large, are not dy and were written before, so that they are better written past the caches.
+  bool stream;
+  const void* saved;  // as forward() wrote it; kSavedRows are enough with constant statistics
+  // Arrays [channels].
+  const void* weight;
+  const void* bias;  // read only where the signs of y are made from x
+  void* dweight;     // written
+  void* dbias;       // written
+  /// [2][channels]: sum(g) and sum(g * (x - mean)). gradient_of_input() reads them, summed up over all processes of a
+  /// group; the others write them where there is an array.
+  double* sums;
+  ParallelFor parallel_for;
 };
 
 struct KernelTable {
-  /// Statistics, blend, normalise.
+  /// Writes mean and m2 of x.
+  void (*statistics)(const StatisticsArgs&);
+  /// Forms the statistics, unless they are given, blends them, and writes y.
   void (*forward)(const ForwardArgs&);
-  /// Normalise with the center, scale and shift given.
+  /// Writes y, with the statistics in `saved`.
   void (*normalize)(const ForwardArgs&);
-  /// mean and m2 alone, of x: nothing else is read or written, nor blended.
-  void (*statistics)(const ForwardArgs&);
+  /// Takes the statistics for constants, and writes what is asked for in one pass.
   void (*backward)(const BackwardArgs&);
-  /// For channels [begin, end).
-  void (*blend)(const BlendArgs&, int64_t begin, int64_t end);
+  /// Writes everything, dx through the statistics.
+  void (*backward_through_statistics)(const BackwardArgs&);
+  /// Does the first half of that: all but dx.
+  void (*gradient_sums)(const BackwardArgs&);
+  /// Does the second half: dx alone. Where there is a dresidual, gradient_sums() has written it, and it is read in the
+  /// place of dy and y.
+  void (*gradient_of_input)(const BackwardArgs&);
 };
 
 }  // namespace momentum_bn::kernels

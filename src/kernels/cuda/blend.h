@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/channel_rules.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/moments.h"
@@ -7,20 +8,6 @@
 // From a channel's batch statistics to what it is normalised with, and to the state.
 
 namespace momentum_bn::kernels::cuda {
-
-/// y = (x - center) * scale + shift
-template <typename A>
-struct Coefficients {
-  A center;
-  A scale;
-  A shift;
-};
-
-/// (cos(pi * t / T) + 1) / 2
-__device__ inline double cosine_momentum(int64_t cur_iter, int64_t total_iters) {
-  const int64_t reached = cur_iter < total_iters ? cur_iter : total_iters;
-  return (cospi(static_cast<double>(reached) / static_cast<double>(total_iters)) + 1) * 0.5;
-}
 
 /// A momentum in device memory.
 struct StoredMomentum {
@@ -49,36 +36,35 @@ class ChannelBlend {
  public:
   __device__ ChannelBlend(const ForwardArgs& args, int64_t channel, const BatchMoments& batch)
       : args_(args), channel_(channel), mean_(batch.mean), var_(batch.m2 / (batch.count - 1)) {
-    const double n = batch.count;
-    const int variance = args.blend.variance;
-    norm_mean_ = mean_;
-    norm_var_ = variance == 1 ? var_ : variance == 0 ? var_ * (n / (n - 1)) : batch.m2 / n;
-    running_factor_ = variance == 0 ? n / (n - 1) : 1;
-    if (!args.tracks) return;
-    momentum_ = args.batch_mean ? args.fixed_momentum : momentum_now(args.state);
-    running_mean_ = channel_value<A>(args.state.running_mean, channel);
-    running_var_ = channel_value<A>(args.state.running_var, channel);
-    norm_mean_ = blended(norm_mean_, running_mean_);
-    norm_var_ = blended(norm_var_, running_var_);
+    double norm_mean = mean_;
+    double norm_var = var_ * normalising_variance_factor(args.blend.variance, batch.count);
+    running_factor_ = running_variance_factor(args.blend.variance, batch.count);
+    if (args.tracks) {
+      momentum_ = args.batch_mean ? args.fixed_momentum : momentum_now(args.state);
+      running_mean_ = channel_value<A>(args.state.running_mean, channel);
+      running_var_ = channel_value<A>(args.state.running_var, channel);
+      // A batch of weight 1 normalises alone, whatever the running statistics hold.
+      if (momentum_ != 1) {
+        norm_mean = blended(momentum_, norm_mean, running_mean_);
+        norm_var = blended(momentum_, norm_var, running_var_);
+      }
+    }
+    saved_ = saved_statistics<A>(norm_mean, norm_var, args.blend.eps);
   }
 
   __device__ Coefficients<A> coefficients() const {
-    const double factor = args_.weight ? rstd() * channel_value<A>(args_.weight, channel_) : rstd();
+    const double weight = args_.weight ? channel_value<A>(args_.weight, channel_) : 1;
     const double bias = args_.bias ? channel_value<A>(args_.bias, channel_) : 0;
-    // What the mean loses to rounding goes into the shift: exact also where it is far larger than the deviation.
-    const A center = static_cast<A>(norm_mean_);
-    // A weight of 0 leaves the bias, also where x - center overflows.
-    return {factor == 0 ? 0 : center, static_cast<A>(factor), static_cast<A>(bias - rest(center) * factor)};
+    return coefficients_of(saved_, weight, bias);
   }
 
   /// Writes `saved`.
   __device__ void save() const {
-    const A center = static_cast<A>(norm_mean_);
     A* saved = static_cast<A*>(args_.saved);
     const int64_t channels = args_.shape.channels;
-    saved[channel_] = center;
-    saved[channels + channel_] = static_cast<A>(rest(center));
-    saved[2 * channels + channel_] = static_cast<A>(rstd());
+    saved[channel_] = saved_.center;
+    saved[channels + channel_] = saved_.center_rest;
+    saved[2 * channels + channel_] = saved_.rstd;
   }
 
   /// Takes the batch into the state, or writes it where the caller wants it.
@@ -92,16 +78,9 @@ class ChannelBlend {
   }
 
  private:
-  __device__ double rstd() const { return 1 / sqrt(norm_var_ + args_.blend.eps); }
-  __device__ double rest(A center) const { return isfinite(center) ? norm_mean_ - static_cast<double>(center) : 0; }
-
   __device__ static double momentum_now(const State& state) {
     const double momentum = StoredMomentum{state.momentum, state.momentum_is_float}.get();
     return momentum >= 0 ? momentum : 1 / static_cast<double>(*state.cur_iter + 1);
-  }
-
-  __device__ double blended(double batch, double running) const {
-    return momentum_ * batch + (1 - momentum_) * running;
   }
 
   __device__ void update_state() const {
@@ -114,8 +93,8 @@ class ChannelBlend {
     set(state.view_var_sum, complete ? 0 : var_sum);
     if (!complete) return;
     const double per_view = 1 / static_cast<double>(views);
-    set(state.running_mean, blended(mean_sum * per_view, running_mean_));
-    set(state.running_var, blended(var_sum * per_view * running_factor_, running_var_));
+    set(state.running_mean, blended(momentum_, mean_sum * per_view, running_mean_));
+    set(state.running_var, blended(momentum_, var_sum * per_view * running_factor_, running_var_));
   }
 
   __device__ void set(void* values, double value) const { static_cast<A*>(values)[channel_] = static_cast<A>(value); }
@@ -124,8 +103,7 @@ class ChannelBlend {
   int64_t channel_;
   double mean_;
   double var_;  // unbiased
-  double norm_mean_;
-  double norm_var_;
+  SavedStatistics<A> saved_;
   double running_factor_;
   double momentum_ = 1;
   double running_mean_ = 0;

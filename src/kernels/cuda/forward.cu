@@ -75,19 +75,13 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_consta
   });
 }
 
-/// Of all ranks, in their order: Chan, Golub, LeVeque 1979.
+/// Of all ranks, in their order.
 __device__ BatchMoments merged_ranks(const ForwardArgs& args, int64_t channel) {
   const int64_t channels = args.shape.channels;
   BatchMoments all = {0, 0, 0};
   for (int64_t rank = 0; rank < args.ranks; ++rank) {
     const double* row = args.gathered + rank * (2 * channels + 1);
-    const BatchMoments one = {row[channel], row[channels + channel], row[2 * channels]};
-    if (!(one.count > 0)) continue;
-    const double share = one.count / (all.count + one.count);
-    const double delta = one.mean - all.mean;
-    all.m2 += one.m2 + (all.count > 0 ? delta * delta * (all.count * share) : 0);
-    all.mean = all.count > 0 ? all.mean + delta * share : one.mean;
-    all.count += one.count;
+    merge(all, {row[channel], row[channels + channel], row[2 * channels]});
   }
   return all;
 }

@@ -2,6 +2,8 @@
 
 #include "kernels/shape.h"
 
+#include <momentum_bn/variance.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -47,9 +49,7 @@ struct BlendArgs {
   int64_t total_iters;
   int64_t views_per_update;
   bool cosine;  // else the momentum stays
-  // What the unbiased variance of n values is multiplied with: for normalising, and for running_var. 0: published,
-  // n / (n - 1) in both. 1: unbiased, 1 in both. 2: biased, (n - 1) / n and 1.
-  int variance;
+  Variance variance;
 };
 
 /// y = max(0, (x - center) * scale + shift + residual), the maximum only where relu is set.

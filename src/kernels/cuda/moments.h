@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/channel_rules.h"
 #include "kernels/cuda/sums.h"
 
 // A thread's sums of x - shift and of its square, where shift is a value of the channel, the same for all threads: the
@@ -8,13 +9,6 @@
 // over runs, which costs little, for devices that are slow at it.
 
 namespace momentum_bn::kernels::cuda {
-
-/// Statistics of one channel.
-struct BatchMoments {
-  double mean;
-  double m2;  // sum of squared deviations
-  double count;
-};
 
 template <typename T, int V, bool kRows>
 class Moments {

@@ -1,6 +1,6 @@
 #include "ops/cpu/kept_memory.h"
 
-#include "ops/inputs.h"
+#include "ops/shared/outputs.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/StorageImpl.h>

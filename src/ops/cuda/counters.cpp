@@ -71,7 +71,7 @@ Counters::Counters(c10::Device device, kernels::cuda::Stream stream) : counters_
   if (!is_capturing(handle)) counters_ = kept(device.index(), handle);
   if (counters_) return;
   of_this_call_ = at::zeros({kernels::cuda::kCounters}, at::TensorOptions().dtype(at::kInt).device(device));
-  counters_ = static_cast<unsigned*>(of_this_call_.data_ptr());
+  counters_ = static_cast<unsigned*>(of_this_call_.mutable_data_ptr());
 }
 
 }  // namespace momentum_bn::cuda

@@ -29,7 +29,7 @@ unsigned* Launch::counters() {
 
 void* Launch::workspace(size_t bytes) {
   workspace_ = at::empty({static_cast<int64_t>(bytes)}, options_);
-  return workspace_.data_ptr();
+  return workspace_.mutable_data_ptr();
 }
 
 }  // namespace momentum_bn::cuda

@@ -18,7 +18,7 @@ constexpr size_t kGuardBehind = 0;
 constexpr size_t kGuardBehind = 256;
 #endif
 constexpr unsigned char kGuard = 0xA5;
-constexpr unsigned char kNaN = 0xFF;  // in every type
+constexpr unsigned char kNaNByte = 0xFF;  // in every type
 
 template <typename Run>
 auto with_type(Type type, const Run& run) {
@@ -83,7 +83,7 @@ Buffer::Buffer(Type type, int64_t size, int64_t offset)
       capacity_(end_ + kGuardBehind),
       memory_(static_cast<unsigned char*>(::operator new[](capacity_, kAlignment))) {
   std::memset(memory_.get(), kGuard, capacity_);
-  std::memset(memory_.get() + begin_, kNaN, end_ - begin_);
+  std::memset(memory_.get() + begin_, kNaNByte, end_ - begin_);
 }
 
 Buffer::Buffer(Type type, const std::vector<double>& values, int64_t offset)

@@ -3,10 +3,14 @@
 #include "kernels/cpu/kernels.h"
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
 namespace momentum_bn::kernels::test {
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 std::string name_of(const Shape& shape);
 

@@ -60,4 +60,22 @@ Gradients gradients(const Shape& shape, const std::vector<double>& dy, const std
   return result;
 }
 
+Gradients gradients_through_statistics(const Shape& shape, const std::vector<double>& dy, const std::vector<double>& x,
+                                       const std::vector<double>& y, const LayerArrays& layer) {
+  Coefficients around_mean = {{}, std::vector<double>(static_cast<size_t>(shape.channels), 1), {}};
+  for (size_t c = 0; c < around_mean.scale.size(); ++c) {
+    around_mean.center.push_back(layer.row(0, c) + layer.row(1, c));
+  }
+  Gradients result = gradients(shape, dy, x, y, around_mean);
+  for_values(shape, [&](size_t i, size_t c) {
+    const long double rstd = layer.row(2, c);
+    const long double batch_mean = around_mean.center[c] - layer.row(3, c);
+    const long double of_mean = layer.row(4, c) * result.sum_g[c];
+    const long double of_variance = layer.row(5, c) * (x[i] - batch_mean) * result.sum_gx[c] * rstd * rstd;
+    const long double weight = layer.weight.empty() ? 1 : layer.weight[c];
+    result.dx[i] = static_cast<double>(weight * rstd * (result.dresidual[i] - of_mean - of_variance));
+  });
+  return result;
+}
+
 }  // namespace momentum_bn::kernels::test

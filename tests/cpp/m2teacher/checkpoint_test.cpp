@@ -8,6 +8,7 @@
 #include "temporary_folder.h"
 
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <sstream>
 
@@ -147,6 +148,13 @@ TEST_F(CheckpointTest, RefusesAnotherModels) {
   };
   refuse_changed(config("widths = [3, 2]", "widths = [3, 4]"),
                  "a checkpoint of another model: 'teacher.encoder.layer2.0.");
+  // What would take 154 GB to build before its tensors are compared.
+  refuse_changed(config("widths = [3, 2]", "widths = [65536, 65536]"), "its settings ask for a layer of 1 x 65536");
+  refuse_changed(
+      [](Safetensors& c) {
+        c.tensors.at("teacher.encoder.conv1.weight").fill_(std::numeric_limits<float>::quiet_NaN());
+      },
+      "'teacher.encoder.conv1.weight' holds values that are not finite");
   refuse_changed(config("widths = [3, 2]", "widths = [3, 2, 2]"), "a checkpoint of another model: it lacks 'teacher.");
   refuse_changed([](Safetensors& c) { c.tensors.erase("teacher.encoder.conv1.weight"); },
                  "a checkpoint of another model: it lacks 'teacher.encoder.conv1.weight'");

@@ -124,6 +124,7 @@ const Options kRecipe =
         {"--weight-decay", kNotShare},
         {"--param-momentum", kNotShare},
         {"--bn", unknown_word("momentum, batch")},
+        {"--student-bn", unknown_word("fused, torch")},
         {"--synchronise-statistics", kNoFlag},
         {"--precision", unknown_word("fp32, bf16")},
     } +
@@ -136,7 +137,8 @@ const Options kNetwork = {{"--network", {{"pupil", "pupil"}}}};
 const Options kCheckpoint = {{"--checkpoint", kAnything}};
 const Options kOut = {{"--out", kAnything}};
 const Options kProgram = {{"--threads", outside("1 to 1024", {"0", "1025", "two"})},
-                          {"--config", {{"/nowhere.toml", "/nowhere.toml"}}}};
+                          {"--config", {{"/nowhere.toml", "/nowhere.toml"}}},
+                          {"--version", kAnything}};
 
 const std::map<std::string, Options> kCommands = {
     {"pretrain", kData + kRecipe + kRun + kOut +
@@ -151,7 +153,7 @@ const std::map<std::string, Options> kCommands = {
     {"features", kCheckpoint + kData + kNetwork + kOut},
     {"compare", kCheckpoint + kData + kSeed},
     {"neighbours",
-     kCheckpoint + kData + kNetwork + kOut + Options{{"--queries", kNotCount}, {"--neighbours", kNotCount}}},
+     kCheckpoint + kData + kNetwork + kOut + kSeed + Options{{"--queries", kNotCount}, {"--neighbours", kNotCount}}},
     {"export", kCheckpoint + kNetwork + kOut},
     {"info", kCheckpoint + Options{{"--tensors", kNoFlag}}},
     {"time-layers", kData + kRecipe + Options{{"--recipe", kAnything}, {"--rounds", kNotCount}}},
@@ -236,6 +238,12 @@ TEST(Cli, ListsAllCommandsAndRefusesOthers) {
   expect_usage_error({"pretrain", "--fast", "yes"}, "--fast");
 }
 
+TEST(Cli, SaysItsVersion) {
+  const Outcome outcome = call({"--version"});
+  EXPECT_EQ(outcome.code, kExitSuccess);
+  EXPECT_TRUE(std::regex_match(outcome.out, std::regex("m2teacher [0-9]+\\.[0-9]+\\.[0-9]+\n"))) << outcome.out;
+}
+
 TEST(Cli, HelpSaysWhereDefaultsComeFrom) {
   const auto options = described({"pretrain", "--help"});
   const std::regex source(R"(\([^()]*\b(paper|published code|BYOL|ours)\b[^()]*\))");
@@ -289,6 +297,10 @@ TEST(Cli, RefusesAWrongConfig) {
   const TemporaryFolder folder;
   const std::string config = folder / "a.toml";
   const std::string out = folder / "run";
+  std::string sections;  // CLI11 alone would take gigabytes for so many
+  for (int i = 0; i < 20'000; ++i) {
+    sections += ".a";
+  }
   const std::map<std::string, std::string> wrong = {
       {"[pretrain]\nstepps = 3\n", "no such option: pretrain.stepps"},
       {"[pretrain]\nsteps = 0\n", "--steps: got 0, expected 1 or more"},
@@ -296,6 +308,9 @@ TEST(Cli, RefusesAWrongConfig) {
       {"[fly]\nsteps = 3\n", "fly.steps"},
       {"[pretrain]\nout = \"x\"\n", "out"},
       {"[pretrain]\nconfig = \"x\"\n", "config"},
+      {"[a" + sections + "]\nsteps = 3\n", "a name of more than 16 sections"},
+      {"a" + sections + " = 3\n", "a name of more than 16 sections"},
+      {"[pretrain]\n" + std::string(300'000, '#'), "longer than 262144 characters"},
   };
   for (const auto& [text, says] : wrong) {
     write_bytes(config, text);

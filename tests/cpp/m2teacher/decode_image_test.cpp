@@ -95,5 +95,44 @@ TEST(DecodeImage, RefusesAnImageThatWouldFillTheMemory) {
   expect_error(bytes, "60000 x 60000 pixels");
 }
 
+/// A progressive JPEG that says a part of its pixels again and again.
+std::string jpeg_of_many_scans(int scans) {
+  const at::Tensor pixels = ramp(16, 16);
+  jpeg_compress_struct info{};
+  jpeg_error_mgr errors{};
+  info.err = jpeg_std_error(&errors);
+  jpeg_create_compress(&info);
+  unsigned char* buffer = nullptr;
+  unsigned long size = 0;
+  jpeg_mem_dest(&info, &buffer, &size);
+  info.image_height = info.image_width = 16;
+  info.input_components = 3;
+  info.in_color_space = JCS_RGB;
+  jpeg_set_defaults(&info);
+  jpeg_simple_progression(&info);
+  jpeg_start_compress(&info, TRUE);
+  while (info.next_scanline < info.image_height) {
+    JSAMPROW row = pixels[info.next_scanline].data_ptr<uint8_t>();
+    jpeg_write_scanlines(&info, &row, 1);
+  }
+  jpeg_finish_compress(&info);
+  jpeg_destroy_compress(&info);
+  const std::string bytes(reinterpret_cast<char*>(buffer), size);
+  std::free(buffer);
+  // The first scan, up to the tables of the second.
+  const size_t first = bytes.find("\xff\xda");
+  const size_t end = bytes.find("\xff\xc4", first);
+  std::string out = bytes.substr(0, end);
+  for (int i = 0; i < scans; ++i) {
+    out += bytes.substr(first, end - first);
+  }
+  return out + bytes.substr(end);
+}
+
+TEST(DecodeImage, TakesNoMoreScansThanAFileCanUse) {
+  EXPECT_EQ(decode(jpeg_of_many_scans(400)).sizes(), at::IntArrayRef({16, 16, 3}));
+  expect_error(jpeg_of_many_scans(600), "has more than 500 scans");
+}
+
 }  // namespace
 }  // namespace m2teacher

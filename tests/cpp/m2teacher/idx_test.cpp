@@ -65,6 +65,8 @@ TEST(Idx, RefusesWhatIsNoIdxFileOfBytes) {
   refuse(std::string("\0\0\x0d\x01\0\0\0\x01", 8) + "data", "not an IDX file of unsigned bytes");
   refuse(std::string("\0\0\x08\0", 4), "not an IDX file");
   refuse(std::string("\0\0\x08\x04", 4) + std::string(16, '\xff'), "asks for more than");
+  // A size of 0 beside others whose product no number holds.
+  refuse(std::string("\0\0\x08\x04\0\0\0\0", 8) + std::string(12, '\xff'), "asks for more than");
   refuse(kHeader2x3 + kData2x3 + "x", "longer than");
   expect_user_error([&] { read_idx(folder / "nowhere"); }, "cannot be opened");
   expect_user_error([&] { read_idx(folder / ""); }, "is a folder");

@@ -3,14 +3,16 @@
 #include "data/evaluation_batches.h"
 #include "data/load_dataset.h"
 #include "data/training_batches.h"
+#include "eval/draw_images.h"
 #include "expect_user_error.h"
 #include "image_files.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <future>
+#include <map>
 #include <thread>
 
 namespace m2teacher {
@@ -67,6 +69,85 @@ TEST_F(ImageFolder, WithoutFoldersThereAreNoLabels) {
   EXPECT_FALSE(dataset.train->labels().defined());
   EXPECT_EQ(dataset.classes(), 0);
   EXPECT_EQ(dataset.test, nullptr);
+}
+
+bool any_contains(const std::vector<std::string>& texts, const std::string& part) {
+  return std::any_of(texts.begin(), texts.end(), [&](const std::string& text) { return contains(text, part); });
+}
+
+TEST_F(ImageFolder, AnImageBesideTheClassesHasNoLabelAndTheOthersKeepTheirs) {
+  const std::string image = png_bytes(ramp(8, 8));
+  for (const char* name : {"train/cover.png", "train/cat/1.png", "train/dog/1.png", "test/dog/1.png", "test/a.png"}) {
+    write(name, image);
+  }
+  const Dataset dataset = load();
+  EXPECT_EQ(dataset.class_names, (std::vector<std::string>{"cat", "dog"}));
+  EXPECT_EQ(numbers(dataset.train->labels()), (std::vector<int64_t>{0, -1, 1}));
+  EXPECT_EQ(numbers(dataset.test->labels()), (std::vector<int64_t>{-1, 1}));
+  EXPECT_EQ(numbers(labelled_images(*dataset.train)), (std::vector<int64_t>{0, 2}));
+  ASSERT_EQ(dataset.notes.size(), 2);
+  EXPECT_PRED2(contains, dataset.notes[0], "train: 1 of 3 images in no class's folder, the first: cover.png; without");
+  EXPECT_PRED2(contains, dataset.notes[1], "test: 1 of 2 images in no class's folder, the first: a.png");
+}
+
+TEST_F(ImageFolder, ASingleFolderBesideImagesIsNoClassWhichIsSaid) {
+  write("a.png", png_bytes(ramp(8, 8)));
+  write("some/b.png", png_bytes(ramp(8, 8)));
+  const Dataset dataset = load();
+  EXPECT_FALSE(dataset.train->labels().defined());
+  ASSERT_EQ(dataset.notes.size(), 1);
+  EXPECT_PRED2(contains, dataset.notes[0],
+               "1 of 2 images in no class's folder, the first: a.png; so no image has a label");
+  // Images that all lie in none need no word.
+  std::filesystem::remove_all(root_ / "some");
+  EXPECT_TRUE(load().notes.empty());
+}
+
+TEST_F(ImageFolder, EachFolderIsSearchedOnceByItsOwnName) {
+  const std::string image = png_bytes(ramp(8, 8));
+  for (const char* name : {"images/train/a/1.png", "images/train/b/2.png", "images/test/b/3.png", "else/4.png"}) {
+    write(name, image);
+  }
+  const std::filesystem::path train_folder = root_ / "images/train";
+  std::filesystem::create_directory_symlink("..", train_folder / "a/up");
+  std::filesystem::create_directory_symlink("../../..", train_folder / "a/far_up");  // holds the test images, too
+  std::filesystem::create_directory_symlink("../b", train_folder / "a/b");
+  std::filesystem::create_directory_symlink(root_ / "else", train_folder / "c");
+  std::filesystem::create_directory_symlink(root_ / "else", train_folder / "d");
+  DataOptions chosen = options();
+  chosen.spec.folder = root_ / "images";
+  const Dataset dataset = load_dataset(chosen);
+  EXPECT_EQ(dataset.class_names, (std::vector<std::string>{"a", "b", "c"}));
+  EXPECT_EQ(numbers(dataset.train->labels()), (std::vector<int64_t>{0, 1, 2}));
+  EXPECT_TRUE(any_contains(dataset.notes,
+                           "4 links not followed to folders that are searched anyway or lie above, the first: a/b"));
+}
+
+TEST_F(ImageFolder, FilesOfOtherEndingsAreCountedInOneLine) {
+  write("x/a.png", png_bytes(ramp(8, 8)));
+  for (const char* name : {"x/b.webp", "x/c.WEBP", "y/d.gif", "notes", "e.tar", "f.txt", ".hidden.gif"}) {
+    write(name, "");
+  }
+  const Dataset dataset = load();
+  EXPECT_TRUE(any_contains(dataset.notes,
+                           "6 files passed over, as images are files whose names end in .jpg, .jpeg or "
+                           ".png (found: 2 of .webp, 1 of none, 1 of .gif, ...)"));
+  EXPECT_EQ(dataset.notes.size(), 1);
+}
+
+TEST_F(ImageFolder, AFolderThatCannotBeSearchedIsNamed) {
+  write("x/a.png", png_bytes(ramp(8, 8)));
+  write("x/closed/b.png", png_bytes(ramp(8, 8)));
+  std::filesystem::permissions(root_ / "x/closed", std::filesystem::perms::none);
+  const uid_t user = geteuid();
+  if (user == 0) {  // to whom nothing is closed
+    std::filesystem::permissions(root_ / "", static_cast<std::filesystem::perms>(0755));
+    constexpr uid_t kNobody = 65534;
+    ASSERT_EQ(seteuid(kNobody), 0);
+  }
+  expect_user_error([&] { load(); }, "x/closed: cannot be searched for images: Permission denied");
+  ASSERT_EQ(seteuid(user), 0);
+  std::filesystem::permissions(root_ / "x/closed", std::filesystem::perms::owner_all);
 }
 
 /// The image's own coordinates at the corners of what was read, from the ramp's red and green.
@@ -143,7 +224,7 @@ TEST_F(ImageFolder, UnreadableImagesAreCountedNamedOnceAndPassedOver) {
   EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1);
   EXPECT_EQ(source->unreadable(), 1);
 
-  auto evaluation = make_evaluation_batches(source, 6, 4, {.threads = 3});
+  auto evaluation = make_evaluation_batches(source, at::arange(6), 4, {.threads = 3});
   const auto first = evaluation->next();
   EXPECT_EQ(numbers(first->index), (std::vector<int64_t>{0, 1, 3}));
   EXPECT_EQ(first->images.sizes(), at::IntArrayRef({3, 3, 32, 32}));
@@ -159,7 +240,8 @@ TEST_F(ImageFolder, UnreadableImagesAreCountedNamedOnceAndPassedOver) {
   DataOptions strict = options();
   strict.strict = true;
   const auto picky = load_dataset(strict).train;
-  expect_user_error([&] { make_evaluation_batches(picky, 6, 4, {.threads = 3})->next(); }, "x/2.png: unreadable image");
+  expect_user_error([&] { make_evaluation_batches(picky, at::arange(6), 4, {.threads = 3})->next(); },
+                    "x/2.png: unreadable image");
   const auto stops = make_training_batches({.source = picky, .pixels = {}, .loader = {.threads = 2}}, {}, 6, 0, 1);
   expect_user_error([&] { stops->batch(0); }, "x/2.png: unreadable image");
 }
@@ -221,21 +303,75 @@ TEST_F(ImageFolder, SharesAreSlicesOfTheBatch) {
   }
 }
 
-TEST_F(ImageFolder, AFileThatNeverAnswersIsAnErrorNotAHang) {
-  write("a.png", png_bytes(ramp(8, 8)));
-  ASSERT_EQ(mkfifo((root_ / "b.png").c_str(), 0600), 0);  // opening it waits for a writer, which never comes
+/// Images in memory, one of which a file system holds that does not answer for now.
+class StuckSource : public TensorSource {
+ public:
+  StuckSource() : TensorSource(at::zeros({2, 3, 8, 8}, at::kByte), at::Tensor()) {}
+
+  at::Tensor in_memory() const override { return {}; }
+  bool read(int64_t index, const ChooseBoxes& choose, const std::vector<uint8_t*>& into) const override {
+    if (index == 1) {
+      answer_.get_future().wait();
+    }
+    return TensorSource::read(index, choose, into);
+  }
+  void let_go() { answer_.set_value(); }
+
+ private:
+  mutable std::promise<void> answer_;
+};
+
+TEST(StuckImages, AFileThatNeverAnswersIsAnErrorNotAHang) {
+  const auto source = std::make_shared<StuckSource>();
   const auto start = std::chrono::steady_clock::now();
   {
-    const TrainingData data{.source = train(), .pixels = {}, .loader = {.threads = 2, .timeout_seconds = 0.3}};
+    const TrainingData data{.source = source, .pixels = {}, .loader = {.threads = 2, .timeout_seconds = 0.3}};
     const auto batches = make_training_batches(data, {}, 2, 0, 1);
     expect_user_error([&] { batches->batch(0); }, "no image has come in for");
   }
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
-  // A writer that does not wait for a reader: lets the thread that was left to itself end, if it got as far.
-  const int writer = open((root_ / "b.png").c_str(), O_RDWR | O_NONBLOCK);
-  ASSERT_GE(writer, 0);
+  // The thread that was left to itself ends, if it got as far.
+  source->let_go();
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  close(writer);
+}
+
+TEST_F(ImageFolder, WhatIsNoFileOrTooLargeIsUnreadableAndNamed) {
+  write("a/ok.png", png_bytes(ramp(8, 8)));
+  ASSERT_EQ(mkfifo((root_ / "a/pipe.png").c_str(), 0600), 0);  // opening it would wait for a writer, which never comes
+  write("a/sparse.png", png_bytes(ramp(8, 8)));
+  std::filesystem::resize_file(root_ / "a/sparse.png", uint64_t{20} << 30);
+  std::filesystem::create_symlink("nowhere.png", root_ / "a/to_nothing.png");
+  const auto source = train();
+  ASSERT_EQ(source->size(), 4);
+  at::Tensor into = at::empty({32, 32, 3}, at::kByte);
+  const std::map<int64_t, std::string> reasons = {
+      {1, "pipe.png: unreadable image: is no regular file"},
+      {2, "sparse.png: unreadable image: has 21474836480 bytes"},
+      {3, "to_nothing.png: unreadable image: cannot be opened: No such file"}};
+  EXPECT_TRUE(source->read_centre(0, into.data_ptr<uint8_t>()));
+  for (const auto& [index, reason] : reasons) {
+    testing::internal::CaptureStderr();
+    EXPECT_FALSE(source->read_centre(index, into.data_ptr<uint8_t>()));
+    EXPECT_PRED2(contains, testing::internal::GetCapturedStderr(), reason);
+  }
+  EXPECT_EQ(source->unreadable(), 3);
+}
+
+TEST(TensorSource, ReadsPartsAndTheWholeAsFoldersDo) {
+  const at::Tensor images = at::randint(0, 256, {2, 1, 6, 4}, at::kByte);
+  const TensorSource source(images, at::Tensor());
+  const at::Tensor whole = at::empty({6, 4, 1}, at::kByte);
+  EXPECT_TRUE(source.read_centre(1, whole.data_ptr<uint8_t>()));
+  EXPECT_TRUE(at::equal(whole.permute({2, 0, 1}), images[1]));
+  const auto lower_half = [](int64_t height, int64_t width) {
+    EXPECT_EQ(height, 6);
+    EXPECT_EQ(width, 4);
+    return std::vector<CropBox>{{.left = 0, .top = 0.5, .width = 1, .height = 0.5}};
+  };
+  EXPECT_TRUE(source.read(0, lower_half, {whole.data_ptr<uint8_t>()}));
+  const at::Tensor expected =
+      at::_upsample_bilinear2d_aa(images.narrow(0, 0, 1).narrow(2, 3, 3).to(at::kDouble), {6, 4}, false);
+  EXPECT_LE((whole.permute({2, 0, 1}).to(at::kDouble) - expected[0]).abs().max().item<double>(), 1.01);
 }
 
 TEST(MemoryBatches, AreTheImagesOfTheSampler) {
@@ -248,7 +384,7 @@ TEST(MemoryBatches, AreTheImagesOfTheSampler) {
     EXPECT_FALSE(batch.cropped);
     EXPECT_TRUE(at::equal(batch.views[0], images.index_select(0, sampler.batch(step))));
   }
-  auto evaluation = make_evaluation_batches(source, 7, 4, {});
+  auto evaluation = make_evaluation_batches(source, at::arange(7), 4, {});
   EXPECT_TRUE(at::equal(evaluation->next()->images, images.narrow(0, 0, 4)));
   const auto last = evaluation->next();
   EXPECT_TRUE(at::equal(last->images, images.narrow(0, 4, 3)));

@@ -82,5 +82,19 @@ TEST(DrawPerClass, TakesEachClassAlikeWithoutRepeats) {
   expect_user_error([&] { draw_per_class(labels, 4, 26, 1); }, "class 0 has 25 training images, 26 were asked for");
 }
 
+TEST(DrawPerClass, PassesOverClassesWithoutAnyImage) {
+  const at::Tensor labels = at::arange(100) % 4 + 1;  // as EMNIST's letters, whose labels begin with 1
+  EXPECT_TRUE(at::equal(labels.index_select(0, draw_per_class(labels, 5, 7, 1)).bincount(),
+                        at::tensor({0, 7, 7, 7, 7}, at::kLong)));
+}
+
+TEST(TooFewLabels, NamesTheClass) {
+  const at::Tensor labels = at::tensor({0, 0, 0, 2, 2, -1}, at::kLong);
+  const std::vector<std::string> names = {"ant", "bee", "cat"};
+  EXPECT_EQ(too_few_labels(labels, names, 0), "");
+  EXPECT_EQ(too_few_labels(labels, names, 2), "");
+  EXPECT_EQ(too_few_labels(labels, names, 3), "class cat has 2 training images, 3 were asked for");
+}
+
 }  // namespace
 }  // namespace m2teacher

@@ -123,10 +123,11 @@ TEST(RemoveTemporaryFiles, RemovesWhatAKilledProcessLeft) {
   const TemporaryFolder folder;
   write_bytes(folder / "file.tmp-123", "half");
   write_bytes(folder / "file", "whole");
-  remove_temporary_files(folder / "");
+  const auto is_ours = [](std::string_view name) { return name == "file"; };
+  remove_temporary_files(folder / "", is_ours);
   EXPECT_FALSE(std::filesystem::exists(folder / "file.tmp-123"));
   EXPECT_EQ(read_bytes(folder / "file"), "whole");
-  remove_temporary_files(folder / "nowhere");
+  remove_temporary_files(folder / "nowhere", is_ours);
 }
 
 TEST(MakeWritableFolder, MakesItAndLeavesNothingInIt) {

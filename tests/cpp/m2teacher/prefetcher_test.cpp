@@ -4,8 +4,17 @@
 
 #include <gtest/gtest.h>
 
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <chrono>
+#include <csignal>
+#include <fstream>
+#include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace m2teacher {
@@ -135,6 +144,62 @@ TEST(Prefetcher, WaitsAsLongAsItemsComeIn) {
   Numbers prefetcher({.threads = 1, .batches_ahead = 1, .timeout = std::chrono::milliseconds(150)}, std::move(work));
   EXPECT_TRUE(prefetcher.next().has_value());  // five items of 60 ms
 }
+
+/// Exit code of a child process that does this.
+template <typename Call>
+int exit_code_of(const Call& call, const std::function<void(pid_t)>& meanwhile = [](pid_t) {}) {
+  const pid_t child = fork();
+  if (child == 0) {
+    _exit(call());
+  }
+  meanwhile(child);
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST(Prefetcher, DoesNotCountTimeInWhichTheProcessIsStopped) {
+  using std::chrono::milliseconds;
+  const auto read_slowly = [] {
+    Numbers::Work work = numbers(0, 1);
+    work.fill = [](Batch&, int64_t, int64_t) {
+      std::this_thread::sleep_for(milliseconds(400));
+      std::this_thread::sleep_for(milliseconds(600));
+    };
+    Numbers prefetcher({.threads = 1, .timeout = std::chrono::seconds(2)}, work);
+    try {
+      return prefetcher.next() ? 0 : 1;
+    } catch (const PrefetchTimeout&) {
+      return 2;
+    }
+  };
+  const auto stop_for_long = [](pid_t child) {
+    std::this_thread::sleep_for(milliseconds(200));
+    kill(child, SIGSTOP);
+    std::this_thread::sleep_for(milliseconds(3000));
+    kill(child, SIGCONT);
+  };
+  EXPECT_EQ(exit_code_of(read_slowly, stop_for_long), 0);
+}
+
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // which take all addresses there are
+TEST(Prefetcher, AThreadThatCannotBeStartedIsAnError) {
+  EXPECT_EQ(exit_code_of([] {
+              int64_t pages = 0;
+              std::ifstream("/proc/self/statm") >> pages;
+              const rlim_t room = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE)) + (rlim_t{300} << 20);
+              const rlimit limit = {room, room};
+              setrlimit(RLIMIT_AS, &limit);
+              try {
+                const Numbers prefetcher({.threads = 1000}, numbers(0, 1));
+                return 1;
+              } catch (const std::runtime_error& error) {
+                return std::string(error.what()).find("of 1000 threads that read images") != std::string::npos ? 0 : 2;
+              }
+            }),
+            0);
+}
+#endif
 
 }  // namespace
 }  // namespace m2teacher

@@ -4,6 +4,8 @@
 #include "expect_user_error.h"
 #include "temporary_folder.h"
 
+#include <sys/stat.h>
+
 #include <csignal>
 #include <optional>
 
@@ -59,6 +61,55 @@ TEST(RunFolder, ClearsARunAndNothingElse) {
   EXPECT_EQ(read_bytes(folder / "run" / "notes"), "mine");
 }
 
+TEST(RunFolder, RemovesTemporaryFilesOfItsOwnAndNothingElse) {
+  const TemporaryFolder folder;
+  const std::vector<std::string> ours = {"config.toml.tmp-71", "checkpoint-00000005.safetensors.tmp-1",
+                                         "writable.tmp-4194304"};
+  const std::vector<std::string> others = {"notes.tmp-2025.txt",
+                                           "notes.tmp-2025",
+                                           "config.toml.tmp-",
+                                           "config.toml.tmp-7a",
+                                           "a.config.toml.tmp-7",
+                                           "checkpoint-x.safetensors.tmp-1",
+                                           ".tmp-3",
+                                           "config.toml.tmp-7.tmp-8"};
+  for (const auto& names : {ours, others}) {
+    for (const std::string& name : names) {
+      write_bytes(folder / name, "mine");
+    }
+  }
+  // Of such names, but no files.
+  std::filesystem::create_directory(folder / "config.toml.tmp-8");
+  std::filesystem::create_symlink(folder / "notes.tmp-2025", folder / "config.toml.tmp-9");
+  const RunFolder run(folder / "");
+  for (const std::string& name : ours) {
+    EXPECT_FALSE(std::filesystem::exists(folder / name)) << name;
+  }
+  for (const std::string& name : others) {
+    EXPECT_EQ(read_bytes(folder / name), "mine") << name;
+  }
+  EXPECT_TRUE(std::filesystem::is_directory(folder / "config.toml.tmp-8"));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder / "config.toml.tmp-9"));
+}
+
+TEST(RunFolder, NoticesThatItIsAnotherFolder) {
+  const TemporaryFolder folder;
+  const RunFolder run(folder / "run");
+  EXPECT_NO_THROW(run.check_still_ours());
+  std::filesystem::rename(folder / "run", folder / "moved");
+  expect_user_error([&] { run.check_still_ours(); }, "run: is no longer the folder that this run was started in");
+  std::filesystem::create_directory(folder / "run");
+  EXPECT_FALSE(run.is_still_ours());
+}
+
+TEST(RunFolder, ChecksWhatItCannotList) {
+  const TemporaryFolder folder;
+  write_bytes(folder / "file", "");
+  expect_user_error([&] { list_checkpoints(folder / "file"); }, "file: cannot be searched for checkpoints");
+  ASSERT_EQ(mkfifo((folder / "checkpoint-00000005.safetensors").c_str(), 0600), 0);  // opening it would never end
+  EXPECT_TRUE(list_checkpoints(folder / "").empty());
+}
+
 TEST(RunFolder, IsLockedWhileItLives) {
   const TemporaryFolder folder;
   std::optional<RunFolder> run(folder / "run");
@@ -76,7 +127,7 @@ TEST(StopSignal, RemembersTheFirstAndLetsTheSecondThrough) {
     std::raise(SIGTERM);
     EXPECT_TRUE(stop.received());
     struct sigaction now = {};
-    for (const int signal : {SIGTERM, SIGINT}) {
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
       sigaction(signal, nullptr, &now);
       EXPECT_EQ(now.sa_handler, before.sa_handler);
     }

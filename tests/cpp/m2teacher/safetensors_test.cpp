@@ -107,6 +107,16 @@ TEST(Safetensors, RefusesEveryDamageToTheHeader) {
   const std::string whole = entry(R"("F32")", "[2]", "[0,8]");
   refuse(R"({"a":)" + whole + R"(,"b":)" + entry(R"("F32")", "[1]", "[4,8]") + "}", "overlaps");
   refuse(R"({"a":)" + whole + R"(,"a":)" + whole + "}", "a key twice");
+  refuse(R"({"a":{"shape":[],"shape":[]}})", "a key twice");
+  // What would take memory or time that the file does not show.
+  refuse(single(R"("F32")", "[0,1099511627776,1099511627776]", "[0,0]"), "no valid shape");
+  refuse(R"({"a":{"b":{"c":3}}})", "nests more than the format does");
+  refuse(R"({"a":[[]]})", "nests more than the format does");
+  std::string objects = "{}";
+  for (int i = 0; i < 200'000; ++i) {
+    objects += ",{}";
+  }
+  refuse(R"({"a":[)" + objects + "]}", "nests more than the format does");
 
   std::string huge = file_bytes("{}", "");
   huge[7] = '\x7f';

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .conftest import REPOSITORY, TRAIN, Run, checkpoint_of, pretrain_arguments, recipe
+from .conftest import REPOSITORY, TRAIN, Run, checkpoint_of, pretrain_arguments, recipe, write_data, write_idx
 
 Train = Callable[..., Path]
 
@@ -74,6 +74,40 @@ def test_looking_at_the_accuracy_changes_nothing(train: Train) -> None:
     assert all(torch.equal(looked[name], not_looked[name]) for name in looked)
 
 
+def test_accuracies_of_sorted_classes_are_of_all_classes(m2teacher: Run, tmp_path: Path) -> None:
+    """Noise, sorted by class as folders are: nothing can tell the classes apart."""
+    classes, data, run = 5, tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    generator = np.random.default_rng(0)
+    for name, per_class in {"train": 2100, "t10k": 510}.items():
+        labels = np.repeat(np.arange(classes), per_class)
+        write_idx(data / f"{name}-images-idx3-ubyte", generator.integers(0, 256, (len(labels), 8, 8)))
+        write_idx(data / f"{name}-labels-idx1-ubyte", labels)
+    result = m2teacher(*pretrain_arguments(data, run, steps=10, warmup_steps=0))
+    assert result.returncode == 0, result.stderr
+    with (run / "metrics.csv").open(newline="") as stream:
+        accuracies = [float(row["teacher_knn"]) for row in csv.DictReader(stream)]
+    assert accuracies == [pytest.approx(100 / classes, abs=8)]
+    out = tmp_path / "neighbours.safetensors"
+    drawn = []
+    for seed in (0, 0, 1):
+        assert m2teacher("neighbours", "--checkpoint", run, "--out", out, "--seed", seed).returncode == 0
+        drawn.append(load_file(out))
+        assert drawn[-1]["labels"][:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+    assert torch.equal(drawn[0]["images"], drawn[1]["images"])
+    assert not torch.equal(drawn[0]["images"], drawn[2]["images"])
+
+
+def test_compare_leaves_out_what_a_class_has_too_few_labels_for(m2teacher: Run, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train=200)
+    assert m2teacher(*pretrain_arguments(tmp_path / "data", tmp_path / "run")).returncode == 0
+    result = m2teacher("compare", "--checkpoint", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines()]
+    assert [row[-1] for row in rows[2:]] == ["-"] * 4
+    assert all(float(row[-2]) > 5 for row in rows[2:])
+
+
 def percent(text: str) -> list[float]:
     return [float(figure) for figure in re.findall(r"([\d.]+) %", text)]
 
@@ -131,7 +165,13 @@ def test_neighbours_and_report(train: Train, m2teacher: Run) -> None:
 def test_time_layers_names_the_machine(m2teacher: Run, data: Path) -> None:
     result = m2teacher("time-layers", *recipe(data, batch_size=4), "--rounds", 1)
     assert result.returncode == 0, result.stderr
-    assert len(re.findall(r"^\| .*\d+\.\d\d \| +\d+\.\d\d \|$", result.stdout, re.MULTILINE)) == 3
+    rows = re.findall(r"^\| +(.*?) +\| +(.*?) +\| +\d+\.\d\d \| +\d+\.\d\d \|$", result.stdout, re.MULTILINE)
+    assert rows == [
+        ("published formulas, eager", "BatchNorm, torch's"),
+        ("BatchNorm, torch's", "BatchNorm, torch's"),
+        ("Momentum BatchNorm, ours", "BatchNorm, torch's"),
+        ("Momentum BatchNorm, ours", "BatchNorm, ours"),
+    ]
     assert "1 threads, allocator" in result.stdout
 
 

@@ -1,11 +1,14 @@
 """No memory is leaked: short runs of the trainer as it is, under LeakSanitizer."""
 
+import io
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from .conftest import checkpoint_of, pretrain_arguments
 
@@ -45,6 +48,37 @@ def test_no_leaks(binary: Path, data: Path, tmp_path: Path, leak_sanitizer: dict
     call("pretrain", "--resume", run)
     call("linear", "--checkpoint", run, "--labels-per-class", "0,5")
     call("export", "--checkpoint", run, "--out", tmp_path / "encoder.safetensors")
+
+
+def broken_images() -> list[bytes]:
+    """JPEG and PNG files that end, or go wrong, at many places of their headers and their pixels."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 500
+    broken = []
+    for kind, options in {"JPEG": {"exif": exif}, "PNG": {}}.items():
+        stream = io.BytesIO()
+        image.save(stream, kind, **options)
+        whole = stream.getvalue()
+        cuts = np.linspace(4, 0.9 * len(whole), 12).astype(int)
+        broken += [whole[:cut] for cut in cuts]
+        broken += [whole[:cut] + bytes([whole[cut] ^ 0xFF] * 8) + whole[cut + 8 :] for cut in cuts]
+    return broken
+
+
+def test_broken_images_leak_nothing(binary: Path, tmp_path: Path, leak_sanitizer: dict[str, str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, content in enumerate(broken_images()):
+        (images / f"{i:02}.png").write_bytes(content)
+    for i in range(4):
+        Image.new("RGB", (40, 40), (50 * i, 0, 0)).save(images / f"whole{i}.png")
+    arguments = pretrain_arguments(f"folder:{images}", tmp_path / "run", steps=10, image_size=32, batch_size=4)
+    result = subprocess.run(
+        [str(binary), *arguments], capture_output=True, text=True, timeout=120, env=leak_sanitizer, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("unreadable image") > 25
 
 
 def test_the_sanitizer_finds_a_leak(tmp_path: Path, leak_sanitizer: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from .conftest import Run, Start, checkpoint_of, metrics, pretrain_arguments, wait_for, write_data
 
@@ -272,6 +273,38 @@ def test_two_processes_do_not_train_in_one_folder(start: Start, m2teacher: Run, 
         assert result.returncode == 1
         assert f"{run}: another process is training in this folder" in result.stderr
     assert process.poll() is None
+
+
+def test_a_folder_made_anew_has_one_writer(start: Start, m2teacher: Run, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = start(*long_run(data, run, steps=100000))
+    wait_for(lambda: (run / "metrics.csv").exists() and len(metrics(run)) > 1, first)
+    run.rename(tmp_path / "moved")
+    result = m2teacher(*long_run(data, run, seed=7))
+    assert result.returncode == 0, result.stderr
+    _, stderr = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert f"{run}: is no longer the folder that this run was started in" in stderr.splitlines()[-1]
+    assert "is saved" not in stderr
+    assert "seed = 7" in (run / "config.toml").read_text()
+    assert steps_of(run)[-1] == STEPS
+    assert m2teacher("pretrain", "--resume", run).returncode == 0
+
+
+def test_a_checkpoint_is_enough_to_go_on(m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    shutil.copytree(train(checkpoint_every=10), whole)
+    for name in ("config.toml", "metrics.csv"):
+        (run / name).unlink()
+    checkpoint_of(run).unlink()
+    result = m2teacher("pretrain", "--resume", run)
+    assert result.returncode == 0, result.stderr
+    assert f"{run}/config.toml: is lost: the settings are those of checkpoint-00000020.safetensors" in result.stderr
+    assert f"{run}/metrics.csv: is lost: a new one goes on after step 20" in result.stderr
+    ends = [load_file(checkpoint_of(folder)) for folder in (run, whole)]
+    assert all((ends[0][name] == ends[1][name]).all() for name in ends[1] if name != "metrics.rows")
+    assert metrics(run) == metrics(whole)[:1] + metrics(whole)[-1:]
+    assert (run / "config.toml").read_text() == (whole / "config.toml").read_text()
 
 
 def test_the_config_repeats_the_run(m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class CudaForwardTest : public EveryWay {
     ForwardCall call{forward_inputs(type(), shape, mean)};
     call.weight = rounded(kept(), uniform(shape.channels, -1, 1, 11));
     call.bias = rounded(kept(), uniform(shape.channels, -0.5, 0.5, 12));
-    call.blend.variance = 2;
+    call.blend.variance = Variance::Biased;
     return call;
   }
 
@@ -274,7 +274,7 @@ TEST_P(CudaForwardTest, WithoutWeightAndBias) {
 
 TEST_P(CudaForwardTest, PureFunction) {
   for (const Shape& shape : layouts()) {
-    for (const int variance : {0, 1, 2}) {
+    for (const auto variance : {Variance::Published, Variance::Unbiased, Variance::Biased}) {
       auto call = call_of(shape, 0);
       call.blend.variance = variance;
       call.functional_momentum = 0.3;
@@ -300,7 +300,7 @@ TEST_P(CudaForwardTest, GatheredStatistics) {
     }
     call.relu = true;
     check(call, {}, unit_tolerance(type()));
-    call.blend.variance = 0;
+    call.blend.variance = Variance::Published;
     check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));
   }
 }

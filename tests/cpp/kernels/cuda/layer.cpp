@@ -244,7 +244,9 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     const double n = batch[c].count;
     const double var = batch[c].m2 / (n - 1);
     double norm_mean = batch[c].mean;
-    double norm_var = call.blend.variance == 0 ? var * n / (n - 1) : call.blend.variance == 1 ? var : var * (n - 1) / n;
+    double norm_var = var;
+    if (call.blend.variance == Variance::Published) norm_var = var * n / (n - 1);
+    if (call.blend.variance == Variance::Biased) norm_var = var * (n - 1) / n;
     if (state.tracks()) {
       norm_mean = m * norm_mean + (1 - m) * state.running_mean[c];
       norm_var = m * norm_var + (1 - m) * state.running_var[c];
@@ -266,7 +268,7 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     const double var_sum = state.view_var_sum[c] + var;
     const auto k = static_cast<double>(views);
     if (complete) {
-      const double factor = call.blend.variance == 0 ? n / (n - 1) : 1;
+      const double factor = call.blend.variance == Variance::Published ? n / (n - 1) : 1;
       state.running_mean[c] = m * mean_sum / k + (1 - m) * state.running_mean[c];
       state.running_var[c] = m * factor * var_sum / k + (1 - m) * state.running_var[c];
     }

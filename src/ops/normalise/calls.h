@@ -1,0 +1,166 @@
+#pragma once
+
+#include "ops/shared/operator.h"
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+// The operators that normalise, as structs of their arguments: see ops/shared/operator.h. Their schemas, and the
+// meaning of `state` and `saved`, are in schemas.cpp.
+
+namespace momentum_bn::ops {
+
+struct BatchStatistics {
+  static constexpr const char* kName = "momentum_bn::_batch_statistics";
+  using Result = at::Tensor;
+  const at::Tensor& x;
+
+  auto fields() const { return std::tie(x); }
+};
+
+struct GroupStatistics {
+  static constexpr const char* kName = "momentum_bn::_group_statistics";
+  using Result = at::Tensor;
+  const at::Tensor& x;
+  Word process_group;
+
+  auto fields() const { return std::tie(x, process_group); }
+};
+
+/// What training forwards into fresh memory and in place have in common.
+/// @tparam X  const at::Tensor&, or at::Tensor& where x is overwritten
+template <typename X>
+struct TrainArguments {
+  X x;
+  const MaybeTensor& residual;
+  const MaybeTensor& weight;
+  const MaybeTensor& bias;
+  at::TensorList state;
+  double eps;
+  std::optional<double> momentum;
+  int64_t total_iters;
+  int64_t views_per_update;
+  Word schedule;
+  Word variance;
+  bool detach_statistics;
+  MaybeWord activation;
+  MaybeWord process_group;
+  const MaybeTensor& group_statistics;
+
+  auto fields() const {
+    return std::tie(x, residual, weight, bias, state, eps, momentum, total_iters, views_per_update, schedule, variance,
+                    detach_statistics, activation, process_group, group_statistics);
+  }
+};
+
+/// y and saved.
+struct ForwardTrain : TrainArguments<const at::Tensor&> {
+  static constexpr const char* kName = "momentum_bn::_forward_train";
+  using Result = std::tuple<at::Tensor, at::Tensor>;
+};
+
+/// saved; y is in x.
+struct ForwardTrainInplace : TrainArguments<at::Tensor&> {
+  static constexpr const char* kName = "momentum_bn::_forward_train_";
+  using Result = at::Tensor;
+};
+
+struct ForwardEvalInplace {
+  static constexpr const char* kName = "momentum_bn::_forward_eval_";
+  using Result = void;
+  at::Tensor& x;
+  const MaybeTensor& residual;
+  const MaybeTensor& weight;
+  const MaybeTensor& bias;
+  const at::Tensor& running_mean;
+  const at::Tensor& running_var;
+  double eps;
+  MaybeWord activation;
+
+  auto fields() const { return std::tie(x, residual, weight, bias, running_mean, running_var, eps, activation); }
+};
+
+/// y, b_mean, b_var, saved.
+struct ForwardFunctional {
+  static constexpr const char* kName = "momentum_bn::_forward_functional";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+  const at::Tensor& x;
+  const MaybeTensor& weight;
+  const MaybeTensor& bias;
+  const MaybeTensor& running_mean;
+  const MaybeTensor& running_var;
+  double momentum;
+  double eps;
+  Word variance;
+
+  auto fields() const { return std::tie(x, weight, bias, running_mean, running_var, momentum, eps, variance); }
+};
+
+/// Which of the gradients are asked for.
+using OutputMask = std::array<bool, 4>;
+
+/// What backward passes into fresh memory and in place have in common.
+template <typename Dy>
+struct BackwardArguments {
+  Dy dy;
+  const MaybeTensor& x;
+  const MaybeTensor& y;
+  const MaybeTensor& weight;
+  const MaybeTensor& bias;
+  const at::Tensor& saved;
+  MaybeWord activation;
+  /// Of dx, dweight, dbias and dresidual.
+  OutputMask output_mask;
+
+  auto fields() const { return std::tie(dy, x, y, weight, bias, saved, activation, output_mask); }
+};
+
+/// dx, dweight, dbias, dresidual.
+struct Backward : BackwardArguments<const at::Tensor&> {
+  static constexpr const char* kName = "momentum_bn::_backward";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+};
+
+/// dweight, dbias, dresidual; dx is in dy.
+struct BackwardInplace : BackwardArguments<at::Tensor&> {
+  static constexpr const char* kName = "momentum_bn::_backward_";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+};
+
+// The two halves of a backward pass through the statistics of a group: its ranks' sums are added between them.
+
+/// sums, dweight, dbias, dresidual.
+struct GradientSums : BackwardArguments<const at::Tensor&> {
+  static constexpr const char* kName = "momentum_bn::_gradient_sums";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+};
+
+/// dx.
+struct GradientOfInput {
+  static constexpr const char* kName = "momentum_bn::_gradient_of_input";
+  using Result = at::Tensor;
+  const at::Tensor& dy;
+  const at::Tensor& x;
+  const MaybeTensor& y;
+  const MaybeTensor& weight;
+  const MaybeTensor& bias;
+  const at::Tensor& saved;
+  const at::Tensor& sums;
+  MaybeWord activation;
+
+  auto fields() const { return std::tie(dy, x, y, weight, bias, saved, sums, activation); }
+};
+
+struct AdvanceSchedule {
+  static constexpr const char* kName = "momentum_bn::_advance_schedule_";
+  using Result = void;
+  at::Tensor& cur_iter;
+  at::Tensor& momentum;
+  int64_t total_iters;
+  Word schedule;
+
+  auto fields() const { return std::tie(cur_iter, momentum, total_iters, schedule); }
+};
+
+}  // namespace momentum_bn::ops

@@ -1,0 +1,112 @@
+// Shapes, dtypes and memory formats of the results of the operators that normalise, without values: for meta tensors
+// and for tracing.
+
+#include "ops/normalise/calls.h"
+#include "ops/normalise/checks.h"
+#include "ops/normalise/config.h"
+#include "ops/normalise/state.h"
+#include "ops/shared/checks.h"
+#include "ops/shared/dtypes.h"
+#include "ops/shared/group.h"
+#include "ops/shared/outputs.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+namespace momentum_bn::meta {
+namespace {
+
+at::Tensor batch_statistics(const ops::BatchStatistics& call) {
+  check_input(call.x, std::nullopt);
+  return at::empty_symint({2 * call.x.sym_size(1) + 1}, call.x.options().dtype(blend_type(call.x)));
+}
+
+at::Tensor group_statistics(const ops::GroupStatistics& call) {
+  const auto local = batch_statistics({call.x});
+  return at::empty_symint({ranks_of_process_group(call.process_group), local.sym_size(0)}, local.options());
+}
+
+template <typename Train>
+at::Tensor saved_of(const Train& call) {
+  const auto config = checked_config(call);
+  check_forward_train(inputs_of(call), State::of(call.state), call.process_group || call.group_statistics);
+  if (call.group_statistics) {
+    check_gathered(call.x, *call.group_statistics);
+  }
+  return empty_saved(call.x, config.detach_statistics);
+}
+
+std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) {
+  auto saved = saved_of(call);
+  return {empty_output(call.x), saved};
+}
+
+at::Tensor forward_train_(const ops::ForwardTrainInplace& call) { return saved_of(call); }
+
+void forward_eval_(const ops::ForwardEvalInplace& call) {
+  activation_of(call.activation);
+  check_forward_eval(call);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(const ops::ForwardFunctional& call) {
+  variance_of(call.variance);
+  check_forward_functional(call);
+  const auto type = accumulate_type(call.x.scalar_type());
+  return {empty_output(call.x), empty_per_channel(call.x, type), empty_per_channel(call.x, type), empty_saved(call.x)};
+}
+
+/// dweight, dbias and dresidual.
+template <typename Backward>
+std::tuple<at::Tensor, at::Tensor, at::Tensor> parameter_gradients(const Backward& call) {
+  const at::Tensor& dy = call.dy;
+  return {call.output_mask[1] ? empty_per_channel(dy, call.weight->scalar_type()) : at::Tensor(),
+          call.output_mask[2] ? empty_per_channel(dy, accumulate_type(dy.scalar_type())) : at::Tensor(),
+          call.output_mask[3] ? empty_output(dy) : at::Tensor()};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::Backward& call) {
+  check_backward(call, activation_of(call.activation) == Activation::ReLU);
+  auto [dweight, dbias, dresidual] = parameter_gradients(call);
+  return {call.output_mask[0] ? empty_output(call.dy) : at::Tensor(), dweight, dbias, dresidual};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(const ops::BackwardInplace& call) {
+  check_backward(call, activation_of(call.activation) == Activation::ReLU);
+  return parameter_gradients(call);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const ops::GradientSums& call) {
+  check_gradient_sums(call, activation_of(call.activation) == Activation::ReLU);
+  auto [dweight, dbias, dresidual] = parameter_gradients(call);
+  const auto options = call.dy.options().dtype(blend_type(call.dy));
+  return {at::empty_symint({2, call.dy.sym_size(1)}, options), dweight, dbias, dresidual};
+}
+
+at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
+  check_gradient_of_input(call, activation_of(call.activation) == Activation::ReLU);
+  return empty_output(call.dy);
+}
+
+void advance_schedule_(const ops::AdvanceSchedule& call) {
+  check_schedule(call.cur_iter, call.momentum);
+  check_total_iters(call.total_iters);
+  schedule_of(call.schedule);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(momentum_bn, Meta, m) {
+  ops::implement<batch_statistics>(m);
+  ops::implement<group_statistics>(m);
+  ops::implement<forward_train>(m);
+  ops::implement<forward_train_>(m);
+  ops::implement<forward_eval_>(m);
+  ops::implement<forward_functional>(m);
+  ops::implement<backward>(m);
+  ops::implement<backward_>(m);
+  ops::implement<gradient_sums>(m);
+  ops::implement<gradient_of_input>(m);
+  ops::implement<advance_schedule_>(m);
+}
+
+}  // namespace momentum_bn::meta

@@ -1,0 +1,129 @@
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+// An operator is described once in C++, by the struct of its arguments:
+//
+//     struct AddCall {
+//       static constexpr const char* kName = "momentum_bn::_add";
+//       using Result = at::Tensor;
+//       const at::Tensor& x;
+//       double by;
+//       auto fields() const { return std::tie(x, by); }
+//     };
+//
+// in the order of its schema. The functions here take such structs from the dispatcher and to it, so that an argument
+// that is only handed on is named nowhere else.
+
+namespace momentum_bn::ops {
+
+using MaybeTensor = std::optional<at::Tensor>;
+using Word = std::string_view;
+using MaybeWord = std::optional<std::string_view>;
+
+namespace internal {
+
+/// How the dispatcher passes a field: tensors by reference, all else by value.
+template <typename Field>
+using Argument = std::conditional_t<std::is_same_v<std::remove_cvref_t<Field>, at::Tensor> ||
+                                        std::is_same_v<std::remove_cvref_t<Field>, MaybeTensor>,
+                                    Field, std::remove_cvref_t<Field>>;
+
+template <typename Call, typename Fields>
+struct FunctionOf;
+
+template <typename Call, typename... Fields>
+struct FunctionOf<Call, std::tuple<Fields...>> {
+  using Type = typename Call::Result(Argument<Fields>...);
+
+  template <auto kBody>
+  static typename Call::Result run(Argument<Fields>... arguments) {
+    return kBody(Call{arguments...});
+  }
+};
+
+template <typename Call>
+using Function = FunctionOf<Call, decltype(std::declval<const Call&>().fields())>;
+
+template <typename Result, typename Call>
+Call call_of(Result (*)(const Call&));
+
+template <typename Call>
+const c10::TypedOperatorHandle<typename Function<Call>::Type>& handle() {
+  static const auto found =
+      c10::Dispatcher::singleton().findSchemaOrThrow(Call::kName, "").template typed<typename Function<Call>::Type>();
+  return found;
+}
+
+inline void bump_version(const at::Tensor& tensor) {
+  if (tensor.defined() && !tensor.is_inference()) {
+    tensor.unsafeGetTensorImpl()->bump_version();
+  }
+}
+inline void bump_version(at::TensorList tensors) {
+  for (const auto& tensor : tensors) {
+    bump_version(tensor);
+  }
+}
+template <typename Other>
+void bump_version(const Other& /*not a tensor*/) {}
+
+}  // namespace internal
+
+/// Calls an operator through the dispatcher.
+template <typename Call>
+typename Call::Result call(const Call& with) {
+  return std::apply([](auto&... fields) { return internal::handle<Call>().call(fields...); }, with.fields());
+}
+
+/// Registers `kBody`, a function of an operator's struct, for the dispatch key of `library`.
+template <auto kBody>
+void implement(torch::Library& library) {
+  using Call = decltype(internal::call_of(kBody));
+  library.impl(Call::kName, torch::CppFunction::makeFromUnboxedFunction(
+                                c10::CompileTimeFunctionPointer<typename internal::Function<Call>::Type,
+                                                                &internal::Function<Call>::template run<kBody>>()));
+}
+
+/// The same arguments as another struct, of the same fields.
+template <typename To, typename From>
+To as(const From& from) {
+  return std::apply([](auto&... fields) { return To{fields...}; }, from.fields());
+}
+
+/// What the key ADInplaceOrView does: whoever saved a tensor that an operator changes must find out. Which ones it
+/// changes, the schema says.
+template <typename Call>
+typename Call::Result with_version_bumps(const Call& with) {
+  static const std::vector<bool> changes = [] {
+    std::vector<bool> found;
+    for (const auto& argument : internal::handle<Call>().schema().arguments()) {
+      found.push_back(argument.alias_info() && argument.alias_info()->isWrite());
+    }
+    return found;
+  }();
+  const auto bump = [&](auto&... fields) {
+    size_t i = 0;
+    ((changes[i++] ? internal::bump_version(fields) : void()), ...);
+  };
+  const at::AutoDispatchBelowADInplaceOrView below;
+  if constexpr (std::is_void_v<typename Call::Result>) {
+    call(with);
+    std::apply(bump, with.fields());
+  } else {
+    auto result = call(with);
+    std::apply(bump, with.fields());
+    return result;
+  }
+}
+
+}  // namespace momentum_bn::ops
