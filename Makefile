@@ -48,7 +48,8 @@ BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 CTEST := ctest --preset release -j $(JOBS)
 # Threads of torch that wait do not keep a processor from the tests beside them.
 PYTEST := OMP_WAIT_POLICY=passive $(VENV_BIN)/python -m pytest
-QUICK_TESTS := -n $(JOBS) --dist loadgroup -m 'not sweep'
+# By files, as fixtures of a file are costly; in their order, as those of packaging take longest.
+QUICK_TESTS := -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not sweep'
 STARTED := $(shell date +%s)
 MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
 

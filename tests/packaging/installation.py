@@ -17,7 +17,9 @@ CONSUMER = Path(__file__).parent / "consumer"
 
 def attempt(*command: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs a command with `variables` added to its environment."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CMAKE_PREFIX_PATH")}
+    # Nor is it told of a make that runs these tests: its make would report the folders that it enters.
+    left_out = ("PYTHONPATH", "CMAKE_PREFIX_PATH", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
     # build/ was compiled through ccache where there is one: the library need not be compiled again.
     environment.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", shutil.which("ccache") or "")
     environment.setdefault("CMAKE_EXECUTABLE", shutil.which("cmake") or "")
