@@ -77,7 +77,7 @@ report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo; 10 
 	@$(if $(RUN),,echo "make report RUN=FOLDER: which run?" >&2; exit 2;) \
 	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh "$(RUN)"
 
-study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (some 40 minutes)
+study: setup ## momentum, plain BatchNorm and EMAN in the teacher, 18 trainings into runs/study (some 60 minutes)
 	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study $(ARGS)
 
 test: build-tests ## run the tests, C++ and Python, but for the sweeps (15 minutes in a fresh clone)

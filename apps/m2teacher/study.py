@@ -1,10 +1,10 @@
-"""Momentum against plain BatchNorm in the teacher: small batches, several seeds, the same images seen.
+"""Momentum, plain BatchNorm and EMAN in the teacher: small batches, several seeds, the same images seen.
 
 Usage: study.py OUT [--images N] [--seeds N] [--data KIND:FOLDER]. Environment: BIN (the trainer).
 
 Trains on Fashion-MNIST by the demo's recipe, whose learning rate grows with the batch and whose teacher averages over
-the same number of images. The two normalisations of a batch size and a seed see the same images in the same order, and
-are trained side by side, one thread each. Steps are timed afterwards, in one process and in turns. Writes OUT/study.md
+the same number of images. The normalisations of a batch size and a seed see the same images in the same order, and are
+trained side by side, one thread each. Steps are timed afterwards, in one process and in turns. Writes OUT/study.md
 and OUT/study.json. A study that was stopped goes on where it was.
 """
 
@@ -24,12 +24,13 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = REPOSITORY / "apps/m2teacher/recipes/fashion_mnist.toml"
-BATCHES, NORMS = (16, 64), ("momentum", "batch")
+BATCHES = (16, 64)
+NORMS = {"momentum": "Momentum BatchNorm", "batch": "plain BatchNorm", "eman": "EMAN"}
 # The recipe's, which the others are scaled from.
 RECIPE_BATCH, RECIPE_RATE, RECIPE_MOMENTUM, RECIPE_WARMUP = 32, 0.1, 0.97, 50
 MEASURES = {"kNN": ("knn",), "kNN shifted": ("knn", "--shift", "0.3"), "linear": ("linear", "--labels-per-class", "0")}
 STEP_TIME = "ms per step"
-# How `time-layers` calls them, in the teacher and in the student.
+# How `time-layers` calls them, in the teacher and in the student. It does not time EMAN.
 TIMED = {
     "momentum": ("Momentum BatchNorm, ours", "BatchNorm, ours"),
     "batch": ("BatchNorm, torch's", "BatchNorm, torch's"),
@@ -47,7 +48,7 @@ def main() -> None:
     data = ["--data", options.data] if options.data else []
 
     results: dict[str, list[dict[str, float]]] = {}
-    with ThreadPoolExecutor(len(NORMS)) as pool:
+    with ThreadPoolExecutor(min(len(NORMS), os.cpu_count() or 1)) as pool:
         for batch, seed in itertools.product(BATCHES, range(options.seeds)):
             print(f"batch {batch}, seed {seed}", file=sys.stderr, flush=True)
             runs = [options.out / f"{norm}-{batch}-{seed}" for norm in NORMS]
@@ -130,27 +131,26 @@ def report(
     lines = [f"| teacher's normalisation, batch | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
     for batch, norm in itertools.product(BATCHES, NORMS):
         found = results[f"{norm}-{batch}"]
-        cells = [spread([run[name] for run in found]) for name in MEASURES] + [f"{times[batch][norm]:.1f}"]
-        lines.append(
-            f"| {'Momentum BatchNorm' if norm == 'momentum' else 'plain BatchNorm'}, {batch} | {' | '.join(cells)} |"
-        )
+        cells = [spread([run[name] for run in found]) for name in MEASURES]
+        cells.append(f"{times[batch][norm]:.1f}" if norm in TIMED else "")
+        lines.append(f"| {NORMS[norm]}, {batch} | {' | '.join(cells)} |")
     lines += ["", f"Accuracy in %, mean ± standard deviation of {seeds} seeds; {images} images seen by each training."]
-    lines += [verdict(results, batch) for batch in BATCHES]
+    lines += [verdict(results, batch, other) for batch in BATCHES for other in NORMS if other != "momentum"]
     return "\n".join(lines) + "\n"
 
 
-def verdict(results: dict[str, list[dict[str, float]]], batch: int) -> str:
-    """What the pairs of one batch say: momentum less plain BatchNorm, seed by seed."""
+def verdict(results: dict[str, list[dict[str, float]]], batch: int, other: str) -> str:
+    """What the pairs of one batch say: momentum less another normalisation, seed by seed."""
     parts = []
     for name in MEASURES:
-        pairs = zip(results[f"momentum-{batch}"], results[f"batch-{batch}"], strict=True)
+        pairs = zip(results[f"momentum-{batch}"], results[f"{other}-{batch}"], strict=True)
         differences = [ours[name] - theirs[name] for ours, theirs in pairs]
         mean = statistics.mean(differences)
         deviation = statistics.stdev(differences) if len(differences) > 1 else 0.0
         same_sign = min(differences) > 0 or max(differences) < 0
         clear = same_sign and abs(mean) > 2 * deviation
         parts.append(f"{name} {mean:+.2f} ± {deviation:.2f}{'' if clear else ' (within the spread)'}")
-    return f"Batch {batch}, momentum less plain, seed by seed: {'; '.join(parts)}."
+    return f"Batch {batch}, momentum less {NORMS[other]}, seed by seed: {'; '.join(parts)}."
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #include <momentum_bn/batch_norm.h>
 #include <momentum_bn/modules.h>
 
+#include <ATen/ops/batch_norm.h>
 #include <torch/nn/modules/batchnorm.h>
 
 namespace m2teacher {
@@ -15,16 +16,33 @@ class BatchNorm : public Norm {
       : module_(parent.register_module(name, Module(options.channels))), relu_(options.relu) {}
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual) override {
-    at::Tensor y = module_(x);
+    at::Tensor y = normalise(x);
     if (residual.defined()) {
       y.add_(residual);
     }
     return relu_ ? y.relu_() : y;
   }
 
- private:
+ protected:
+  virtual at::Tensor normalise(const at::Tensor& x) { return module_(x); }
+
   Module module_;
+
+ private:
   bool relu_;
+};
+
+template <typename Module>
+class EvaluatedBatchNorm : public BatchNorm<Module> {
+ public:
+  using BatchNorm<Module>::BatchNorm;
+
+ protected:
+  at::Tensor normalise(const at::Tensor& x) override {
+    auto& layer = *this->module_;
+    return at::batch_norm(x, layer.weight, layer.bias, layer.running_mean, layer.running_var, /*training=*/false,
+                          /*momentum=*/0, layer.options.eps(), /*cudnn_enabled=*/true);
+  }
 };
 
 /// A layer of momentum_bn, which adds the residual and applies the ReLU itself.
@@ -65,6 +83,10 @@ NormFactory factory(const More&... more) {
 }  // namespace
 
 NormFactory batch_norm() { return factory<BatchNorm, torch::nn::BatchNorm1d, torch::nn::BatchNorm2d>(); }
+
+NormFactory evaluated_batch_norm() {
+  return factory<EvaluatedBatchNorm, torch::nn::BatchNorm1d, torch::nn::BatchNorm2d>();
+}
 
 NormFactory fused_batch_norm() {
   return factory<FusedNorm, momentum_bn::BatchNorm1d, momentum_bn::BatchNorm2d>(std::optional<std::string>());

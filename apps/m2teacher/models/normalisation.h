@@ -37,6 +37,10 @@ NormFactory batch_norm();
 /// This library's BatchNorm with fused residual and ReLU: for the student. Its numbers and names are torch's.
 NormFactory fused_batch_norm();
 
+/// BatchNorm that normalises by its running statistics in training, too, and leaves them alone: somebody else writes
+/// them.
+NormFactory evaluated_batch_norm();
+
 /// Momentum BatchNorm with fused residual and ReLU, in place: for the teacher.
 /// @param process_group  name of the c10d group whose statistics it takes; unset: this process's
 NormFactory momentum_batch_norm(const std::optional<std::string>& process_group = std::nullopt);

@@ -84,8 +84,10 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
                "Of all weights but biases and BatchNorm's (published code, but for leaving these out, as BYOL does)");
   flags.number("--param-momentum", recipe.param_momentum, kShare,
                "Weight of the teacher's own parameters in the first update; rises to 1 by a cosine (published code)");
-  flags.word("--bn", "momentum|batch", recipe.bn, parse_teacher_norm, text_of,
-             "The teacher's normalisation; batch: plain BatchNorm, for comparison (paper)");
+  flags.word(
+      "--bn", "momentum|batch|eman", recipe.bn, parse_teacher_norm, text_of,
+      "The teacher's normalisation; for comparison batch: plain BatchNorm (paper), or eman: by running statistics "
+      "that follow the student's as the parameters do (EMAN, arXiv 2101.08482)");
   flags.word("--student-bn", "fused|torch", recipe.student_bn, parse_student_norm, text_of,
              "Implementation of the student's BatchNorm: with residual and ReLU fused, or torch's, for comparison; the "
              "numbers are the same but for rounding (ours)");

@@ -10,7 +10,8 @@
 namespace m2teacher {
 namespace {
 
-constexpr Words<TeacherNorm, 2> kTeacherNorms = {{{TeacherNorm::Momentum, "momentum"}, {TeacherNorm::Batch, "batch"}}};
+constexpr Words<TeacherNorm, 3> kTeacherNorms = {
+    {{TeacherNorm::Momentum, "momentum"}, {TeacherNorm::Batch, "batch"}, {TeacherNorm::Eman, "eman"}}};
 constexpr Words<StudentNorm, 2> kStudentNorms = {{{StudentNorm::Fused, "fused"}, {StudentNorm::Torch, "torch"}}};
 constexpr Words<Precision, 2> kPrecisions = {{{Precision::Float32, "fp32"}, {Precision::BFloat16, "bf16"}}};
 

@@ -14,6 +14,7 @@ namespace m2teacher {
 enum class TeacherNorm {
   Momentum,  ///< "momentum": Momentum BatchNorm, the paper's
   Batch,     ///< "batch": BatchNorm, for comparison
+  Eman,      ///< "eman": by averages of the student's running statistics (arXiv 2101.08482), for comparison
 };
 
 /// Normalisation of the student: BatchNorm, by one of two implementations.

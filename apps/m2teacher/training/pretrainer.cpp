@@ -98,10 +98,30 @@ NormFactory Pretrainer::student_norm() const {
 }
 
 NormFactory Pretrainer::own_teacher_norm() const {
-  if (options_.bn == TeacherNorm::Batch) {
-    return batch_norm();
+  switch (options_.bn) {
+    case TeacherNorm::Batch:
+      return batch_norm();
+    case TeacherNorm::Eman:
+      return evaluated_batch_norm();
+    case TeacherNorm::Momentum:
+      break;
   }
   return synchronised() ? momentum_batch_norm(ranks_.process_group()) : momentum_batch_norm();
+}
+
+void Pretrainer::update_teacher() {
+  const double weight = 1 - teacher_->param_momentum();
+  teacher_.update();
+  if (options_.bn != TeacherNorm::Eman) {
+    return;
+  }
+  const auto of_student = student_->named_buffers();
+  for (const auto& item : teacher_.model()->named_buffers()) {
+    at::Tensor average = item.value();
+    const at::Tensor& newest = of_student[item.key()];
+    // The number of batches is no statistic.
+    average.is_floating_point() ? average.lerp_(newest, weight) : average.copy_(newest);
+  }
 }
 
 at::Tensor Pretrainer::make_view(const TrainingBatch& batch, int64_t which) const {
@@ -135,7 +155,7 @@ StepReport Pretrainer::step(bool stop) {
     if (view == 0) {
       batch = batches_->batch(steps_done_);
     } else {
-      teacher_.update();
+      update_teacher();
     }
   });
   std::array<at::Tensor, 2> views;
@@ -204,6 +224,11 @@ std::map<std::string, at::Tensor> Pretrainer::own_state() const {
   }
   for (const auto& item : teacher_.model()->named_buffers()) {
     state.emplace("teacher." + item.key(), item.value());
+  }
+  if (options_.bn == TeacherNorm::Eman) {
+    for (const auto& item : student_->named_buffers()) {
+      state.emplace("student." + item.key(), item.value());
+    }
   }
   return state;
 }

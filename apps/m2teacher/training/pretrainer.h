@@ -74,7 +74,7 @@ class Pretrainer {
   std::map<std::string, at::Tensor> state() const;
 
   /// Of this state what each rank has for itself, and the rest of the run depends on: the teacher's buffers, unless its
-  /// statistics are synchronised or there is one rank.
+  /// statistics are synchronised or there is one rank, and the student's where the teacher's follow them.
   std::map<std::string, at::Tensor> own_state() const;
 
   /// Takes up a run where `state()` found it. Names, shapes and dtypes are checked first.
@@ -89,6 +89,8 @@ class Pretrainer {
   bool synchronised() const { return options_.synchronise_statistics && !ranks_.alone(); }
   NormFactory student_norm() const;
   NormFactory own_teacher_norm() const;
+  /// Parameters and, with EMAN, statistics of the teacher follow the student's.
+  void update_teacher();
   /// Makes the report's loss and wish to stop those of all ranks.
   void share(StepReport& report) const;
 

@@ -123,7 +123,7 @@ const Options kRecipe =
         {"--sgd-momentum", kNotShare},
         {"--weight-decay", kNotShare},
         {"--param-momentum", kNotShare},
-        {"--bn", unknown_word("momentum, batch")},
+        {"--bn", unknown_word("momentum, batch, eman")},
         {"--student-bn", unknown_word("fused, torch")},
         {"--synchronise-statistics", kNoFlag},
         {"--precision", unknown_word("fp32, bf16")},

@@ -183,6 +183,25 @@ TEST(Pretrainer, BatchNormInTheTeacher) {
   EXPECT_TRUE(pretrainer.state().contains("teacher.encoder.bn1.running_mean"));
 }
 
+TEST(Pretrainer, StatisticsOfAnEmanTeacherFollowTheStudents) {
+  PretrainOptions options = small_recipe(3);
+  options.bn = TeacherNorm::Eman;
+  Pretrainer pretrainer(options, bar_data(100));
+  const std::string name = "encoder.bn1.running_var";
+  const auto value = [&](const std::string& side) { return pretrainer.state().at(side + name).clone(); };
+  pretrainer.step();
+  EXPECT_TRUE(at::equal(value("teacher."), at::ones_like(value("teacher."))));  // the student's before the step
+  at::Tensor expected = value("teacher.");
+  for (int step = 1; step < 3; ++step) {
+    const double momentum = pretrainer.teacher()->param_momentum();
+    expected = momentum * expected + (1 - momentum) * value("student.");
+    pretrainer.step();
+    EXPECT_TRUE(at::allclose(value("teacher."), expected, 1e-6)) << step;
+    EXPECT_FALSE(at::equal(value("teacher."), value("student.")));
+    EXPECT_EQ(pretrainer.state().at("teacher.encoder.bn1.num_batches_tracked").item<int64_t>(), 2 * step);
+  }
+}
+
 TEST(Pretrainer, TwoThreadsGiveTheSameBitsEveryTime) {
   const int before = at::get_num_threads();
   at::set_num_threads(2);

@@ -1,4 +1,4 @@
-"""The study of momentum against plain BatchNorm: a small one from end to end, and what it says of its figures."""
+"""The study of momentum, plain BatchNorm and EMAN: a small one from end to end, and what it says of its figures."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ exec "{binary}" "$@"
 """
 
 
-def test_trains_the_same_images_with_both_and_goes_on_where_it_was(binary: Path, data: Path, tmp_path: Path) -> None:
+def test_trains_the_same_images_with_each_and_goes_on_where_it_was(binary: Path, data: Path, tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     trainer = tmp_path / "small_trainer"
     trainer.write_text(SMALL_TRAINER.format(calls=calls, binary=binary))
@@ -41,16 +41,18 @@ def test_trains_the_same_images_with_both_and_goes_on_where_it_was(binary: Path,
 
     printed = run()
     assert printed == (out / "study.md").read_text()
-    assert [line.split("|")[1].strip() for line in printed.splitlines()[2:6]] == [
+    assert [line.split("|")[1].strip() for line in printed.splitlines()[2:8]] == [
         "Momentum BatchNorm, 16",
         "plain BatchNorm, 16",
+        "EMAN, 16",
         "Momentum BatchNorm, 64",
         "plain BatchNorm, 64",
+        "EMAN, 64",
     ]
     written = json.loads((out / "study.json").read_text())
     assert written["ms per step"].keys() == {"16", "64"}
     configs = {path.parent.name: path.read_text().splitlines() for path in out.glob("*/config.toml")}
-    assert configs.keys() == {"momentum-16-0", "batch-16-0", "momentum-64-0", "batch-64-0"}
+    assert configs.keys() == {f"{norm}-{batch}-0" for norm in study.NORMS for batch in study.BATCHES}
     for batch in (16, 64):
         ours, plain = configs[f"momentum-{batch}-0"], configs[f"batch-{batch}-0"]
         assert [line for line in ours if line not in plain] == ['bn = "momentum"']
@@ -65,7 +67,7 @@ def test_trains_the_same_images_with_both_and_goes_on_where_it_was(binary: Path,
         path.unlink()
     assert run() == printed
     again = calls.read_text().splitlines()
-    assert sum("--resume" in call for call in again) == 3
+    assert sum("--resume" in call for call in again) == 5
     assert sum("--resume" not in call for call in again) == 1 + len(study.MEASURES)
 
 
@@ -74,12 +76,14 @@ def test_says_whether_a_difference_stands_out() -> None:
         return [dict.fromkeys(study.MEASURES, accuracy) for accuracy in accuracies]
 
     results = {"momentum-16": runs(81, 82, 83), "batch-16": runs(80, 81, 82.1), "momentum-64": runs(80, 82, 81)}
-    results["batch-64"] = runs(81, 81, 81)
+    results |= {"batch-64": runs(81, 81, 81), "eman-16": runs(80, 82, 83), "eman-64": runs(70, 70, 70)}
     times = {16: {"momentum": 10.0, "batch": 11.0}, 64: {"momentum": 40.0, "batch": 44.26}}
     text = study.report(results, times, images=32000, seeds=3)
     assert "| Momentum BatchNorm, 16 | 82.0 ± 1.0 | 82.0 ± 1.0 | 82.0 ± 1.0 | 10.0 |" in text
     assert "| plain BatchNorm, 64 | 81.0 ± 0.0 | 81.0 ± 0.0 | 81.0 ± 0.0 | 44.3 |" in text
-    assert "Batch 16, momentum less plain, seed by seed: kNN +0.97 ± 0.06; kNN shifted" in text
-    assert "Batch 64, momentum less plain, seed by seed: kNN +0.00 ± 1.00 (within the spread);" in text
+    assert "Batch 16, momentum less plain BatchNorm, seed by seed: kNN +0.97 ± 0.06; kNN shifted" in text
+    assert "Batch 64, momentum less plain BatchNorm, seed by seed: kNN +0.00 ± 1.00 (within the spread);" in text
+    assert "Batch 64, momentum less EMAN, seed by seed: kNN +11.00 ± 1.00;" in text
+    assert "| EMAN, 64 | 70.0 ± 0.0 | 70.0 ± 0.0 | 70.0 ± 0.0 |  |" in text
     with pytest.raises(KeyError):
         study.report({}, times, images=1, seeds=1)
