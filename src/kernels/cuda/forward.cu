@@ -36,7 +36,8 @@ __device__ void finish_channel(const ForwardParameters& p, int64_t channel, cons
 }
 
 template <typename T, int V, bool kRows>
-__global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_constant__ ForwardParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    statistics_kernel(const __grid_constant__ ForwardParameters p) {
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
   const int64_t tile = blockIdx.x;
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
 }
 
 template <typename T, int V, bool kRows>
-__global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_constant__ ForwardParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    normalize_kernel(const __grid_constant__ ForwardParameters p) {
   using A = Accumulate<T>;
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
@@ -92,7 +94,8 @@ __global__ void __launch_bounds__(kThreads) gathered_kernel(const __grid_constan
   const int64_t channel = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const auto batch = merged_ranks(p.args, channel < channels ? channel : 0);
   if (batch.count == 0) {
-    for (int row = 0; row < 3 && channel < channels; ++row) {
+    const int rows = p.args.through_statistics ? 6 : 3;
+    for (int row = 0; row < rows && channel < channels; ++row) {
       static_cast<A*>(p.args.saved)[row * channels + channel] = 0;
     }
     return;
@@ -131,7 +134,7 @@ int start_gathered(const ForwardParameters& p) {
 int forward(const ForwardArgs& args, const Device& device) {
   const int vector = vector_of(args.type, args.shape, {args.x, args.residual, args.y});
   if (!args.gathered) {
-    const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device);
+    const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device, kKeptForward);
     if (tiling && forward_on_chip(args, *tiling) == 0) return 0;
     // A part of a device (MIG) may have too few multiprocessors side by side for a cluster.
     cudaGetLastError();

@@ -74,15 +74,12 @@ class Moments {
     for (int k = 0; k < K; ++k) {
       if (k < count) vectors[k] = Vector<T, V>::load(x_, at[k]);
     }
+    if (run.vectors == 0) set_pivot(run, vectors, count);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (k >= count) continue;
       A values[V];
       vectors[k].get(values);
-      if (k == 0 && run.vectors == 0) {
-#pragma unroll
-        for (int j = 0; j < N; ++j) run.pivot[j] = values[j];
-      }
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const A d = values[j] - run.pivot[kRows ? j : 0];
@@ -92,6 +89,30 @@ class Moments {
       keep(vectors[k]);
     }
     run.vectors += count;
+  }
+
+  /// The mean of the first few values, which lies near the run's: of the first alone one run in ten thousand is too far
+  /// away. Of too few, which end a walk, the first.
+  __device__ static void set_pivot(Run& run, const Vector<T, V> (&vectors)[K], int count) {
+    A sum[V];
+    vectors[0].get(sum);
+#pragma unroll
+    for (int j = 0; j < N; ++j) run.pivot[j] = sum[j];
+    if (count < K) return;
+#pragma unroll
+    for (int k = 1; k < K; ++k) {
+      A values[V];
+      vectors[k].get(values);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[j] += values[j];
+    }
+    constexpr A kPerValue = A{N} / (K * V);  // a power of 2: exact
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+#pragma unroll
+      for (int i = 1; i < V / N; ++i) sum[j] += sum[i];
+      run.pivot[j] = sum[j] * kPerValue;
+    }
   }
 
   /// False, and nothing is taken in, where the accumulate type is too narrow.

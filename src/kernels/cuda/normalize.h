@@ -30,6 +30,12 @@ __device__ inline A relu(A value) {
   return value <= 0 ? 0 : value;
 }
 
+/// By one way of rounding, so that a backward pass can make the same value again.
+template <typename A>
+__device__ inline A normalised(A x, A center, A scale, A shift) {
+  return fma(x - center, scale, shift);
+}
+
 template <typename T, int V, bool kRows>
 class Normalize {
   using A = Accumulate<T>;
@@ -46,7 +52,7 @@ class Normalize {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int n = kRows ? j : 0;
-      values[j] = (values[j] - coefficients_.center[n]) * coefficients_.scale[n] + coefficients_.shift[n];
+      values[j] = normalised(values[j], coefficients_.center[n], coefficients_.scale[n], coefficients_.shift[n]);
     }
     if (args_.residual) {
       A more[V];

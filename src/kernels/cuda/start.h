@@ -66,16 +66,27 @@ int with_layout(const Tiling& tiling, const Run& run) {
 }
 
 /// run.operator()<T, V, kRows>()
-template <typename Run>
+/// @tparam kMostInRows  no vectors of rows are wider
+template <int kMostInRows = 16, typename Run>
 int with_tiling(Type type, const Tiling& tiling, const Run& run) {
   return with_type(type, [&]<typename T>() {
     constexpr int kMost = 16 / static_cast<int>(sizeof(T));
-    if (tiling.vector == kMost) return with_layout<T, kMost>(tiling, run);
+    if constexpr (kMost > kMostInRows) {
+      if (tiling.vector == kMost) return run.template operator()<T, kMost, false>();
+    } else {
+      if (tiling.vector == kMost) return with_layout<T, kMost>(tiling, run);
+    }
     if constexpr (sizeof(T) == 2) {
       if (tiling.vector == kMost / 2) return with_layout<T, kMost / 2>(tiling, run);
     }
     return with_layout<T, 1>(tiling, run);
   });
+}
+
+/// The same for tilings of backward_vector_of().
+template <typename Run>
+int with_backward_tiling(Type type, const Tiling& tiling, const Run& run) {
+  return with_tiling<kMostInRowsBackward>(type, tiling, run);
 }
 
 }  // namespace momentum_bn::kernels::cuda

@@ -43,7 +43,7 @@ __device__ inline int64_t channel_of(const Tiling& tiling, int64_t tile, const P
 
 /// Vectors that a thread reads before it waits for the first: more where they are small.
 template <typename T, int V>
-constexpr int kBatchOf = V * sizeof(T) < 8 ? 2 * kBatch : kBatch;
+constexpr int kBatchOf = V * sizeof(T) <= 8 ? 2 * kBatch : kBatch;
 
 /// A thread's vectors, one after the other.
 template <bool kRows, int V>

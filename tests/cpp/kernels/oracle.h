@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/kernels.h"
 
+#include <cstddef>
 #include <vector>
 
 // The kernels' results from their formulas, in float64: what the tests compare with.

@@ -34,6 +34,7 @@ extern dim3 blockIdx;
 extern dim3 blockDim;
 extern dim3 gridDim;
 
+using std::fma;
 using std::isfinite;
 
 inline double cospi(double value) { return std::cos(M_PI * value); }
