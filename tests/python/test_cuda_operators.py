@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -38,6 +41,30 @@ def train(m, x, *, activation=None, detach_statistics=True, statistics=None):
         return torch.ops.momentum_bn._forward_train(
             x, None, m.weight, m.bias, state(m), *OPTIONS[:-1], detach_statistics, activation, None, statistics
         )
+
+
+@pytest.fixture
+def force_path():
+    """A context in which a forward and a backward pass go one way, and no other."""
+    if not hasattr(torch.ops.momentum_bn, "_use_cuda_paths"):
+        pytest.skip("this library has no CUDA kernels")
+
+    @contextmanager
+    def force(paths):
+        before = torch.ops.momentum_bn._cuda_path_counts()
+        torch.ops.momentum_bn._use_cuda_paths(paths)
+        refused = paths == "on_chip" and os.environ.get("EMULATED_SHARED_KIB") == "0"
+        try:
+            with pytest.raises(RuntimeError, match="launch failed") if refused else nullcontext():
+                yield
+        finally:
+            torch.ops.momentum_bn._use_cuda_paths("best")
+        if refused:
+            pytest.skip("nothing fits on this emulated chip, and the pass said so")
+        after = torch.ops.momentum_bn._cuda_path_counts()
+        assert [a - b for a, b in zip(after, before, strict=True)] == ([2, 0] if paths == "on_chip" else [0, 2])
+
+    return force
 
 
 def statistics_of_ranks(pieces):
@@ -151,7 +178,36 @@ def test_backward_in_halves_equals_that_of_the_whole_batch(dtype, shards, mask_f
         assert_close(torch.cat([halves[3] for _, _, halves in results]), expected[3], **tolerance)
 
 
-def test_batch_norm_runs_no_composite_operation(emulation):
+@pytest.mark.parametrize("paths", ["on_chip", "several_launches"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_each_path_against_float64(paths, layout, dtype, force_path):
+    ours, theirs = momentum_bn.BatchNorm2d(SHAPE[1]), torch.nn.BatchNorm2d(SHAPE[1], dtype=torch.float64)
+    x, dy = (as_layout(randn(*SHAPE, seed=seed, dtype=dtype, shift=seed), layout) for seed in (0, 1))
+    exact = x.double().requires_grad_()
+    x.requires_grad_()
+    with force_path(paths):
+        y = ours(x)
+        y.backward(dy)
+    expected = theirs(exact)
+    expected.backward(dy.double())
+    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    assert_close(y.double(), expected, **tolerance)
+    assert_close(x.grad.double(), exact.grad, **tolerance)
+    for name in ("weight", "bias"):
+        assert_close(getattr(ours, name).grad.double(), getattr(theirs, name).grad, rtol=1e-4, atol=1e-4, msg=name)
+    for name in ("running_mean", "running_var"):
+        assert_close(getattr(ours, name).double(), getattr(theirs, name), rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.usefixtures("force_path")
+def test_unknown_path_is_refused():
+    with pytest.raises(ValueError, match=r"paths must be .*got 'both'"):
+        torch.ops.momentum_bn._use_cuda_paths("both")
+
+
+@pytest.mark.usefixtures("emulation")
+def test_batch_norm_runs_no_composite_operation():
     """Forward and backward leave torch's operations nothing but memory to allocate."""
     m, x = momentum_bn.BatchNorm2d(SHAPE[1], activation="relu"), randn(*SHAPE, dtype=torch.float32).requires_grad_()
     m(x).sum().backward()

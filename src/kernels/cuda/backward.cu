@@ -126,10 +126,9 @@ int backward(const BackwardArgs& args, const Device& device) {
     return start_sums(parameters_of(args, device, /*with_gradients=*/false));
   }
   const auto tiling = on_chip_tiling_of(args.type, args.shape, vector_of(args), device, kKeptBackward);
-  if (tiling && backward_on_chip(args, *tiling) == 0) return 0;
-  // A part of a device (MIG) may have too few multiprocessors side by side for a cluster.
-  cudaGetLastError();
-  return sums_then_input_gradient(args, device);
+  std::function<int()> on_chip;
+  if (tiling) on_chip = [&] { return backward_on_chip(args, *tiling); };
+  return go(on_chip, [&] { return sums_then_input_gradient(args, device); });
 }
 
 int gradient_sums(const BackwardArgs& args, const Device& device) {

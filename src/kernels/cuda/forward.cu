@@ -129,20 +129,22 @@ int start_gathered(const ForwardParameters& p) {
   return start(gathered_kernel<float>, grid, p.args.stream, p);
 }
 
+int in_two_launches(const ForwardArgs& args, const Tiling& tiling) {
+  const auto p = parameters_of(args, tiling);
+  const int error = args.gathered ? start_gathered(p) : start_statistics(p);
+  if (error != 0 || args.shape.values() == 0) return error;
+  return start_normalize(p);
+}
+
 }  // namespace
 
 int forward(const ForwardArgs& args, const Device& device) {
   const int vector = vector_of(args.type, args.shape, {args.x, args.residual, args.y});
-  if (!args.gathered) {
-    const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device, kKeptForward);
-    if (tiling && forward_on_chip(args, *tiling) == 0) return 0;
-    // A part of a device (MIG) may have too few multiprocessors side by side for a cluster.
-    cudaGetLastError();
-  }
-  const auto p = parameters_of(args, tiling_of(args.shape, vector, device));
-  const int error = args.gathered ? start_gathered(p) : start_statistics(p);
-  if (error != 0 || args.shape.values() == 0) return error;
-  return start_normalize(p);
+  if (args.gathered) return in_two_launches(args, tiling_of(args.shape, vector, device));
+  const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device, kKeptForward);
+  std::function<int()> on_chip;
+  if (tiling) on_chip = [&] { return forward_on_chip(args, *tiling); };
+  return go(on_chip, [&] { return in_two_launches(args, tiling_of(args.shape, vector, device)); });
 }
 
 int statistics(const StatisticsArgs& args, const Device& device) {

@@ -31,8 +31,8 @@ class TileBlend {
         moments_(reinterpret_cast<BatchMoments*>(shared_memory() + p.memory.moments)),
         coefficients_(reinterpret_cast<Coefficients<A>*>(shared_memory() + p.memory.coefficients)) {}
 
-  /// Brings the sums of all blocks together. What the sums were formed around is read before, as y may take the place of
-  /// x.
+  /// Brings the sums of all blocks together. What the sums were formed around is read before, as y may take the place
+  /// of x.
   __device__ void exchange(const ThreadSums<N>& sums, const Place& place) const {
     sums_.for_channels([&](int64_t channel, int i) {
       moments_[i].mean = Moments<T, V, kRows>::shift_of(p_.tiling, p_.args.x, channel);
@@ -75,7 +75,8 @@ class TileBlend {
 };
 
 template <typename T, int V, bool kRows>
-__global__ void __launch_bounds__(kOnChipThreads, 1) forward_on_chip_kernel(const __grid_constant__ OnChipParameters p) {
+__global__ void __launch_bounds__(kOnChipThreads, 1)
+    forward_on_chip_kernel(const __grid_constant__ OnChipParameters p) {
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
   const int64_t tile = blockIdx.x;

@@ -100,7 +100,8 @@ class Masking {
 
   /// @param inputs  of x
   /// @param scale   the forward pass's
-  __device__ void apply(A (&g)[V], const BackwardVectors<T, V>& vectors, const A (&inputs)[V], const A (&scale)[N]) const {
+  __device__ void apply(A (&g)[V], const BackwardVectors<T, V>& vectors, const A (&inputs)[V],
+                        const A (&scale)[N]) const {
     if constexpr (kMask == Mask::kFromX) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {

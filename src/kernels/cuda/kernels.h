@@ -63,7 +63,7 @@ struct ForwardArgs {
   bool relu;
   const void* weight;  // [channels], or null; double for Type::kDouble, else float
   const void* bias;    // the same
-  void* saved;         // [3 or 6][channels], written: as in ops/normalise/schemas.cpp; double for Type::kDouble, else float
+  void* saved;  // [3 or 6][channels], written: as in ops/normalise/schemas.cpp; double for Type::kDouble, else float
   bool through_statistics;  // all 6 rows of it are written, for a backward pass through the statistics
   BlendArgs blend;
   bool tracks;  // else the batch alone normalises, and `state` is not read
@@ -77,8 +77,8 @@ struct ForwardArgs {
   /// there), none of it is written, and the batch's mean and unbiased variance go here.
   void* batch_mean;
   void* batch_var;
-  /// Where the state holds no momentum. Pure function: of the batch in the blend. BatchNorm: of the batch in the update,
-  /// negative for a cumulative average; in the blend it has weight 1.
+  /// Where the state holds no momentum. Pure function: of the batch in the blend. BatchNorm: of the batch in the
+  /// update, negative for a cumulative average; in the blend it has weight 1.
   double momentum;
   void* workspace;  // forward_workspace_bytes() bytes, aligned to 256
   /// kCounters ints, 0 before and after every launch; not shared by launches that may run at the same time.
@@ -106,7 +106,8 @@ int statistics(const StatisticsArgs& args, const Device& device);
 
 /// With g = dy, but 0 where relu is set and y <= 0, and xhat = (x - mean) / sqrt(variance + eps):
 /// dweight = sum(g * xhat), dbias = sum(g), dresidual = g and, with constant statistics,
-/// dx = g * weight / sqrt(variance + eps); for dx through the statistics see channel_rules.h. The same bits in every run.
+/// dx = g * weight / sqrt(variance + eps); for dx through the statistics see channel_rules.h. The same bits in every
+/// run.
 struct BackwardArgs {
   Type type;
   Shape shape;
@@ -138,6 +139,23 @@ int gradient_sums(const BackwardArgs& args, const Device& device);
 /// dx alone, through the statistics, with these sums: those of all processes of a group.
 int gradient_of_input(const BackwardArgs& args, const Device& device);
 size_t backward_workspace_bytes(Type type, const Shape& shape, const Device& device);
+
+/// The ways that forward() and backward() through the statistics may go.
+enum class Paths {
+  kBest,
+  kOnChip,  // one launch, or cudaErrorNotSupported
+  kSeveralLaunches,
+};
+
+/// From now on, in this process: for tests.
+void use_paths(Paths paths);
+
+/// How many calls went each way so far.
+struct PathCounts {
+  int64_t on_chip;
+  int64_t several_launches;
+};
+PathCounts path_counts();
 
 /// cur_iter += 1 and, where `cosine` is set and the momentum is not negative, the momentum that belongs to it.
 int advance_schedule(int64_t* cur_iter, void* momentum, bool momentum_is_float, int64_t total_iters, bool cosine,

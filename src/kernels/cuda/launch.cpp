@@ -205,8 +205,7 @@ std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& any_shape, int v
     for (int width = widest_on_chip(all); width >= narrowest_on_chip(type, all); width /= 2) {
       // Fewer threads divide the positions more evenly among the blocks.
       for (const int threads : {kOnChipThreads, kOnChipThreads / 2, kOnChipThreads / 4}) {
-        const OnChipChoice choice(on_chip_tiling(shape, vector, width, cluster, threads), cluster, type, device,
-                                  kept);
+        const OnChipChoice choice(on_chip_tiling(shape, vector, width, cluster, threads), cluster, type, device, kept);
         if (choice.fits && (!best || choice.is_better_than(*best))) best = choice;
       }
     }

@@ -64,8 +64,8 @@ int64_t sums_bytes(const Tiling& tiling);
 constexpr int kKeptForward = 1;
 constexpr int kKeptBackward = 2;
 
-/// For one launch that keeps the values on chip from the sums to y, or to dx: each block those of its part of a tile, in
-/// shared memory, and the slices of a tile are a thread-block cluster. None where they do not fit.
+/// For one launch that keeps the values on chip from the sums to y, or to dx: each block those of its part of a tile,
+/// in shared memory, and the slices of a tile are a thread-block cluster. None where they do not fit.
 std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& shape, int vector, const Device& device, int kept);
 
 /// Threads per block of that launch, at most.

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/limits.h"
 
 // From run-time types and sizes to an instance of a kernel, and its launch.
 
@@ -21,6 +22,10 @@ struct Grid {
   static Grid of(const Tiling& tiling) { return {tiling.tiles, tiling.slices, tiling.threads(), sums_bytes(tiling)}; }
 };
 
+/// No cudaError_t: the device cannot run such a cluster, and nothing was launched.
+constexpr int kNoCluster = -1;
+
+/// Returns 0, a cudaError_t, or for a cluster kNoCluster.
 template <typename Parameters>
 int start(void (*kernel)(Parameters), const Grid& grid, Stream stream, const Parameters& parameters) {
   cudaLaunchConfig_t config = {};
@@ -37,10 +42,14 @@ int start(void (*kernel)(Parameters), const Grid& grid, Stream stream, const Par
     config.attrs = &attribute;
     config.numAttrs = 1;
   }
+  const void* const address = reinterpret_cast<const void*>(kernel);
   if (grid.shared_bytes > kSharedBytesUnasked) {
-    const auto bytes = static_cast<int>(grid.shared_bytes);
-    const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error != 0) return error;
+    if (const int error = allow_all_shared_memory(address)) return error;
+  }
+  if (grid.cluster > 1) {
+    bool can = false;
+    if (const int error = can_run_clusters(address, config, can)) return error;
+    if (!can) return kNoCluster;
   }
   return cudaLaunchKernelEx(&config, kernel, parameters);
 }

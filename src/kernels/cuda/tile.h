@@ -2,8 +2,8 @@
 
 #include "kernels/cuda/sums.h"
 
-// What kernels that keep values on chip have in common: each block has a part of a tile in shared memory, and the slices
-// of a tile are a thread-block cluster, whose blocks read each other's sums.
+// What kernels that keep values on chip have in common: each block has a part of a tile in shared memory, and the
+// slices of a tile are a thread-block cluster, whose blocks read each other's sums.
 
 namespace momentum_bn::kernels::cuda {
 

@@ -92,7 +92,8 @@ class StateArrays {
 
 /// Launches a forward pass of x into y, which is dense in x's suggested format and may be x.
 /// @param args  what is particular to it: the blend, the state, the results
-void run_forward(Launch& launch, const TrainInputs& inputs, const at::Tensor& y, const at::Tensor& saved, ForwardArgs args) {
+void run_forward(Launch& launch, const TrainInputs& inputs, const at::Tensor& y, const at::Tensor& saved,
+                 ForwardArgs args) {
   const auto format = inputs.x.suggest_memory_format();
   const auto x = aligned(inputs.x, format);
   const auto residual = aligned(inputs.residual, format);
@@ -387,7 +388,28 @@ void advance_schedule_(const ops::AdvanceSchedule& call) {
         "a schedule kernel's launch");
 }
 
+/// @throws c10::ValueError on another word
+void use_cuda_paths(ops::Word paths) {
+  using kernels::cuda::Paths;
+  const bool on_chip = paths == "on_chip";
+  const bool several = paths == "several_launches";
+  TORCH_CHECK_VALUE(on_chip || several || paths == "best",
+                    "paths must be 'best', 'on_chip' or 'several_launches' (got '", paths, "')");
+  kernels::cuda::use_paths(on_chip ? Paths::kOnChip : several ? Paths::kSeveralLaunches : Paths::kBest);
+}
+
+std::tuple<int64_t, int64_t> cuda_path_counts() {
+  const auto counts = kernels::cuda::path_counts();
+  return {counts.on_chip, counts.several_launches};
+}
+
 }  // namespace
+
+// For tests: the ways that passes of this process may go from now on, and how many went each.
+TORCH_LIBRARY_FRAGMENT(momentum_bn, m) {
+  m.def("_use_cuda_paths(str paths) -> ()", use_cuda_paths);
+  m.def("_cuda_path_counts() -> (int on_chip, int several_launches)", cuda_path_counts);
+}
 
 TORCH_LIBRARY_IMPL(momentum_bn, CUDA, m) {
   ops::implement<batch_statistics>(m);

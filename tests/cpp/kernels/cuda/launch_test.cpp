@@ -173,8 +173,8 @@ TEST(CudaLaunchTest, LayersThatFitFillTheDevice) {
   for (const auto& [name, device] : real_devices()) {
     if (device.capability < 90) continue;
     for (const Shape& shape : {Shape{32, 2048, 49}, Shape{32, 1024, 196}, Shape{32, 512, 784}, Shape{1568, 2048, 1}}) {
-      const auto tiling = on_chip_tiling_of(Type::kBFloat16, shape, vector_of(Type::kBFloat16, shape, {}), device,
-                                            kKeptForward);
+      const auto tiling =
+          on_chip_tiling_of(Type::kBFloat16, shape, vector_of(Type::kBFloat16, shape, {}), device, kKeptForward);
       ASSERT_TRUE(tiling.has_value()) << name << name_of(shape);
       EXPECT_GE(tiling->blocks(), device.multiprocessors) << name << name_of(shape);
     }

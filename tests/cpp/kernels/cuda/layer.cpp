@@ -82,8 +82,15 @@ class StateMemory {
 
   State args() {
     if (state_.is_batch_norm) {
-      return {running_mean_.data(), running_var_.data(), &state_.num_batches_tracked, nullptr, nullptr, nullptr, nullptr,
-              nullptr,              false};
+      return {running_mean_.data(),
+              running_var_.data(),
+              &state_.num_batches_tracked,
+              nullptr,
+              nullptr,
+              nullptr,
+              nullptr,
+              nullptr,
+              false};
     }
     return {running_mean_.data(),
             running_var_.data(),
@@ -376,8 +383,8 @@ BackwardResult run_backward(const BackwardCall& call, const Device& device) {
       call.with_dresidual ? Memory::fresh(call.type, call.shape.values(), 2 * call.offset) : Memory();
   const Memory dweight = call.x.empty() ? Memory() : Memory::fresh(kept, channels);
   const Memory dbias = call.with_dbias ? Memory::fresh(kept, channels) : Memory();
-  const Memory sums = call.gradient == Gradient::kThroughStatisticsInHalves ? Memory::fresh(Type::kDouble, 2 * channels)
-                                                                            : Memory();
+  const Memory sums =
+      call.gradient == Gradient::kThroughStatisticsInHalves ? Memory::fresh(Type::kDouble, 2 * channels) : Memory();
   Scratch scratch(backward_workspace_bytes(call.type, call.shape, device));
 
   BackwardArgs args = {};

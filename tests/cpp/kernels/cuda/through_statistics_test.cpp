@@ -62,8 +62,8 @@ class CudaThroughStatisticsTest : public EveryWay {
     return call;
   }
 
-  /// Sets y to what the forward pass writes without a residual where these are the statistics of the batch, and the first
-  /// three rows of `saved` to what it saves.
+  /// Sets y to what the forward pass writes without a residual where these are the statistics of the batch, and the
+  /// first three rows of `saved` to what it saves.
   void take_forward(BackwardCall& call, const std::vector<double>& mean, const std::vector<double>& variance) const {
     ForwardCall forward;
     forward.type = call.type;
@@ -309,7 +309,8 @@ TEST_P(CudaThroughStatisticsTest, WeightOfZero) {
 TEST_P(CudaThroughStatisticsTest, Launches) {
   for (const Shape& shape : layouts()) {
     auto call = call_of(shape, 0.3);
-    const auto tiling = on_chip_tiling_of(type(), shape, backward_vector_of(type(), shape, {}), device(), kKeptBackward);
+    const auto tiling =
+        on_chip_tiling_of(type(), shape, backward_vector_of(type(), shape, {}), device(), kKeptBackward);
     SCOPED_TRACE(describe(call));
     auto before = emulator::launches();
     const auto launches = [&] { return emulator::launches() - std::exchange(before, emulator::launches()); };
