@@ -2,8 +2,9 @@
 # it first makes what it needs (Debian packages, .venv, build/).
 #
 #   PYTHON    the Python to build with (python3); its torch is used where it has one of 2.11 or newer
-#   TORCH     what pip installs where it has none
+#   TORCH     the torch to install with pip instead, as torch==2.14.1; for a .venv that does not exist yet
 #   SKIP_APT  1: leave Debian's packages alone
+#   JOBS      how many tests run at a time (the number of processors, at most 8)
 #   ARGS      for `make bench`, `make bench-gpu` and `make study`: their options; --help lists them
 #   RUN       for `make report`: the folder of a run of the trainer
 #   GPU_ARCHITECTURES  for `make gpu` and its like: compute capabilities to compile for (native: this machine's)
@@ -15,7 +16,8 @@ SHELL := bash
 .NOTPARALLEL:
 
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+TORCH ?=
+JOBS ?= $(shell processors=$$(nproc); echo $$((processors < 8 ? processors : 8)))
 
 SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libjpeg62-turbo-dev libpng-dev libcli11-dev libxxhash-dev \
   nlohmann-json3-dev libgtest-dev qemu-user g++-aarch64-linux-gnu iproute2 dataset-fashion-mnist
@@ -43,54 +45,73 @@ export CMAKE_EXECUTABLE = $(shell command -v cmake)
 BUILD := cmake --build --preset release
 BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 
+CTEST := ctest --preset release -j $(JOBS)
+PYTEST := $(VENV_BIN)/python -m pytest
+STARTED := $(shell date +%s)
+MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
+
 # Of the GPU commands, which install nothing and use PYTHON as it is.
 GPU_ARCHITECTURES ?= native
 GPU_OUT := runs/gpu
-GPU_ENV = env PYTHONPATH=python MOMENTUM_BN_LIBRARY=$(abspath build-gpu/lib/libmomentum_bn.so)
+GPU_ENV = env PYTHONPATH=python MOMENTUM_BN_LIBRARY="$$PWD/build-gpu/lib/libmomentum_bn.so"
 GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy autograd checkpointing convert differential errors \
   func functional inplace layouts mixed_dtypes modules ops state teacher)
 SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all
-GPU_PYTEST = $(PYTHON) -m pytest --device cuda $(GPU_TESTS)
+GPU_PYTEST = "$(PYTHON)" -m pytest --device cuda $(GPU_TESTS)
 
-.PHONY: help setup demo report study test sanitize bench gpu bench-gpu sanitize-gpu gpu-library lint clean system-packages FORCE
+.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize bench gpu bench-gpu sanitize-gpu \
+  gpu-library lint lint-quick clean build-tests system-packages same-torch FORCE
 
-help: ## list these commands
+help: ## list these commands, with how long each takes on two processors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
-setup: .venv/.package $(TRAINER) ## install what is missing, build, make the package importable in .venv
+setup: .venv/.package $(TRAINER) ## install what is missing, build, make the package importable in .venv (5 minutes)
 
 demo: setup ## train a teacher on Fashion-MNIST and report on it in runs/demo (some 10 minutes)
 	@OUT=runs/demo BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/demo.sh
 
-report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo)
+report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo; 10 seconds)
 	@$(if $(RUN),,echo "make report RUN=FOLDER: which run?" >&2; exit 2;) \
-	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh $(RUN)
+	  BIN=$(TRAINER) PYTHON=$(VENV_BIN)/python bash apps/m2teacher/report.sh "$(RUN)"
 
 study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (some 40 minutes)
 	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study $(ARGS)
 
-test: setup ## run all tests: C++, Python, packaging
-	@echo "-- building the tests"
-	@$(BUILD) $(BUILD_QUIETLY)
-	@ctest --preset release -j "$$(nproc)"
-	@$(VENV_BIN)/python -m pytest
+test: build-tests ## run the tests, C++, Python and packaging (35 minutes in a fresh clone)
+	@$(CTEST)
+	@$(PYTEST)
+	@echo "-- $(MINUTES). Left to make test-all: the C++ tests under sanitizers"
 
-sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer (some 10 minutes)
-	@cmake --preset asan -DPython_EXECUTABLE=$(abspath $(VENV_BIN)/python) >/dev/null
-	@cmake --build --preset asan
-	@ctest --preset asan
+test-all: test ## run everything: the tests, and the C++ tests under sanitizers (60 minutes)
+	@$(MAKE) --no-print-directory sanitize
+	@echo "-- everything passed, in $(MINUTES)"
+
+kernels-test: build/build.ninja ## after a change of a CPU kernel: build the kernels, run their tests (1 minute)
+	@$(BUILD) --target kernels_test $(BUILD_QUIETLY)
+	@build/bin/kernels_test --gtest_brief=1
+
+trainer-test: build/build.ninja ## after a change of the trainer: build it, run its C++ tests (1 minute)
+	@$(BUILD) --target m2teacher m2teacher_test $(BUILD_QUIETLY)
+	@build/bin/m2teacher_test --gtest_brief=1
+
+sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (15 minutes)
+	@for preset in asan tsan; do \
+	  cmake --preset $$preset -DPython_EXECUTABLE="$$PWD/$(VENV_BIN)/python" >/dev/null; \
+	  cmake --build --preset $$preset $(BUILD_QUIETLY); \
+	  ctest --preset $$preset -j $(JOBS); \
+	done
 
 bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
 
-gpu: gpu-library ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu
+gpu: gpu-library ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu (some 15 minutes, not measured)
 	@status=0; $(GPU_ENV) $(GPU_PYTEST) --junitxml $(GPU_OUT)/tests.xml 2>&1 | tee $(GPU_OUT)/tests.txt || status=1; \
-	  $(GPU_ENV) $(PYTHON) -m benchmarks.gpu --out $(GPU_OUT) $(ARGS) || status=1; exit $$status
+	  $(GPU_ENV) "$(PYTHON)" -m benchmarks.gpu --out $(GPU_OUT) $(ARGS) || status=1; exit $$status
 
-bench-gpu: gpu-library ## time the layer beside its peers on a GPU, into runs/gpu (ARGS=--quick: short)
-	@$(GPU_ENV) $(PYTHON) -m benchmarks.gpu --out $(GPU_OUT) $(ARGS)
+bench-gpu: gpu-library ## time the layer beside its peers on a GPU, into runs/gpu (some 8 minutes, not measured; ARGS=--quick: 2)
+	@$(GPU_ENV) "$(PYTHON)" -m benchmarks.gpu --out $(GPU_OUT) $(ARGS)
 
-sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's memcheck and racecheck
+sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's memcheck and racecheck (1 hour, not measured)
 	@# With memory of its own for each tensor, which CUDA graphs cannot have, an access beyond one is noticed.
 	@$(GPU_ENV) PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(GPU_PYTEST) -k 'not graph' 2>&1 \
 	  | tee $(GPU_OUT)/memcheck.txt
@@ -100,34 +121,45 @@ gpu-library:
 	@echo "-- building the library with CUDA kernels in build-gpu/"
 	@mkdir -p $(GPU_OUT)
 	@{ cmake -G Ninja -B build-gpu -DCMAKE_BUILD_TYPE=Release \
-	    -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')" \
+	    -DPython_EXECUTABLE="$$("$(PYTHON)" -c 'import sys; print(sys.executable)')" \
 	    -DMOMENTUM_BN_CUDA=ON -DMOMENTUM_BN_CUDA_ARCHITECTURES='$(GPU_ARCHITECTURES)' \
 	    -DMOMENTUM_BN_BUILD_TRAINER=OFF -DMOMENTUM_BN_BUILD_TESTS=OFF && cmake --build build-gpu; } \
 	  >$(GPU_OUT)/build.txt 2>&1 || { cat $(GPU_OUT)/build.txt >&2; exit 1; }
 
-lint: .venv/.lint .venv/.package ## check style, types and common mistakes, in both languages
+lint: lint-quick setup ## check style, types and common mistakes, in both languages (20 minutes)
+	@printf '%s\n' $(TIDY_FILES) | xargs -P "$$(nproc)" -n 1 $(VENV_BIN)/clang-tidy --quiet -p build --extra-arg=-fno-openmp
+
+lint-quick: .venv/.lint ## the same without clang-tidy, and without a build (15 seconds)
 	@$(VENV_BIN)/ruff check .
 	@$(VENV_BIN)/ruff format --check .
 	@$(VENV_BIN)/mypy
 	@$(VENV_BIN)/clang-format --dry-run -Werror $(CPP_FILES)
-	@printf '%s\n' $(TIDY_FILES) | xargs -P "$$(nproc)" -n 1 $(VENV_BIN)/clang-tidy --quiet -p build --extra-arg=-fno-openmp
 
 clean: ## remove .venv, build folders and caches (keeps runs/)
 	@rm -rf .venv build build-debug build-asan build-tsan build-gpu dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system-packages:
-	@scripts/install_system_packages.sh $(SYSTEM_PACKAGES) $$($(PYTHON) -c 'import ensurepip' 2>/dev/null || echo python3-venv)
+	@scripts/install_system_packages.sh $(SYSTEM_PACKAGES) $$("$(PYTHON)" -c 'import ensurepip' 2>/dev/null || echo python3-venv)
 
-.venv/.torch: scripts/create_venv.py | system-packages
-	@$(PYTHON) scripts/create_venv.py .venv '$(TORCH)'
+# A .venv that is there keeps its torch.
+same-torch:
+	@if [[ -n '$(TORCH)' && -e .venv/.torch && "$$(<.venv/.torch)" != '$(TORCH)' ]]; then \
+	  echo "error: .venv was made with $$(<.venv/.torch), not with TORCH=$(TORCH): make clean first" >&2; exit 2; fi
+
+.venv/.torch: scripts/create_venv.py | system-packages same-torch
+	@"$(PYTHON)" scripts/create_venv.py .venv $(if $(TORCH),'$(TORCH)')
 	@$(PIP_INSTALL) 'scikit-build-core>=1.0'
-	@touch $@
+	@echo '$(or $(TORCH),the default torch)' >$@
+
+build-tests: setup
+	@echo "-- building the tests"
+	@$(BUILD) $(BUILD_QUIETLY)
 
 build/build.ninja: CMakePresets.json .venv/.torch
 	@echo "-- configuring build/"
 	@mkdir -p build
-	@cmake --fresh --preset release -DPython_EXECUTABLE=$(abspath $(VENV_BIN)/python) >build/configure.log 2>&1 \
+	@cmake --fresh --preset release -DPython_EXECUTABLE="$$PWD/$(VENV_BIN)/python" >build/configure.log 2>&1 \
 	  || { cat build/configure.log >&2; exit 1; }
 	@touch $@
 
@@ -141,12 +173,13 @@ $(LIBRARY) $(TRAINER) $(TRAINER_LIBRARY) &: build/build.ninja FORCE
 	@echo "-- installing the Python package into .venv"
 	@MOMENTUM_BN_TRAINER=1 $(PIP_INSTALL) --no-build-isolation -C build-dir=build \
 	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -e '.[bench,demo,test]'
+	@# Without torchvision, which pip would take for another torch: the models need nothing of it.
+	@$(PIP_INSTALL) --no-deps timm==1.0.31
 	@touch $@
 
-.venv/.lint: pyproject.toml .venv/.package
+.venv/.lint: pyproject.toml .venv/.torch
 	@echo "-- installing linters into .venv"
-	@$(PIP_INSTALL) $$($(VENV_BIN)/python -c "import importlib.metadata as m, re; \
-	  print(*(r.split(';')[0].strip() for r in m.requires('momentum-bn') if re.search('extra == .lint.', r)))")
+	@$(PIP_INSTALL) $$(sed -n 's/^lint = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
 	@touch $@
 
 FORCE:

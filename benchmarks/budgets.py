@@ -24,6 +24,7 @@ class Budget:
         required: the limit.
         goal: a stricter limit.
         at_least: the figure has to reach the limits rather than stay below them.
+        of_memory: the figure is of the bytes that forward passes keep, not of time.
     """
 
     what: str
@@ -34,6 +35,7 @@ class Budget:
     required: float
     goal: float
     at_least: bool = False
+    of_memory: bool = False
 
     def keeps(self, figure: float, limit: float) -> bool:
         return figure >= limit if self.at_least else figure <= limit
@@ -61,7 +63,7 @@ def judge(budget: Budget, run: Run) -> Verdict:
     for case in budget.cases:
         section = run.section(case, budget.phase)
         for call in budget.calls:
-            figure = _figure(section, call, budget.unit) if section else None
+            figure = _figure(section, call, budget) if section else None
             if figure is not None:
                 figures.append((figure, f"{case}: {call}" if len(budget.calls) > 1 else case))
     if not figures:
@@ -74,7 +76,11 @@ def judge(budget: Budget, run: Run) -> Verdict:
     return Verdict(figure, worst, "goal" if budget.keeps(figure, budget.goal) else "met")
 
 
-def _figure(section: Section, call: str, unit: str | None) -> float | None:
+def _figure(section: Section, call: str, budget: Budget) -> float | None:
+    unit = budget.unit
+    if budget.of_memory:
+        kept = section.kept
+        return kept[call] / kept[unit] if call in kept and unit in kept else None
     if call not in section.seconds or (unit is not None and unit not in section.seconds):
         return None
     return section.median_seconds(call) * 1e6 if unit is None else section.ratio(call, unit)
@@ -181,5 +187,82 @@ _NETWORK = [
     ),
 ]
 
+_STUDENT = [
+    Budget(
+        "BatchNorm: backward over dy, NCHW from 28x28, with or without ReLU",
+        _NCHW,
+        names.STUDENT,
+        (names.BATCH_NORM_BACKWARD, names.BATCH_NORM_BACKWARD_RELU),
+        names.COPY,
+        1.5,
+        1.25,
+    ),
+    Budget(
+        "BatchNorm: backward over dy, NCHW from 28x28, residual and ReLU",
+        _NCHW,
+        names.STUDENT,
+        (names.BATCH_NORM_BACKWARD_RESIDUAL_RELU,),
+        names.COPY,
+        2.2,
+        1.8,
+    ),
+    Budget(
+        "BatchNorm: backward over dy, NHWC from 28x28",
+        _NHWC,
+        names.STUDENT,
+        (names.BATCH_NORM_BACKWARD, names.BATCH_NORM_BACKWARD_RELU, names.BATCH_NORM_BACKWARD_RESIDUAL_RELU),
+        names.COPY,
+        2.6,
+        2.0,
+    ),
+    Budget(
+        "BatchNorm + ReLU, forward + backward: torch BN + relu_ / ours",
+        _NCHW + _NHWC,
+        names.STUDENT,
+        (names.TORCH_RELU,),
+        names.BATCH_NORM_RELU,
+        4,
+        6,
+        at_least=True,
+    ),
+    Budget(
+        "BatchNorm, forward + backward on (2, 16, 2, 2) / torch BN",
+        _SMALLEST,
+        names.STUDENT,
+        (names.BATCH_NORM,),
+        names.TORCH,
+        1.0,
+        0.8,
+    ),
+    Budget(
+        "ResNet-50 student, NCHW: ours / torch BN",
+        _NETWORKS[:1],
+        names.STUDENT,
+        (names.BATCH_NORM_RESIDUAL_RELU,),
+        names.TORCH,
+        0.92,
+        0.87,
+    ),
+    Budget(
+        "ResNet-50 student, NHWC: ours / torch BN",
+        _NETWORKS[1:],
+        names.STUDENT,
+        (names.BATCH_NORM_RESIDUAL_RELU,),
+        names.TORCH,
+        0.95,
+        0.91,
+    ),
+    Budget(
+        "ResNet-50 student, memory kept after forward: ours / torch BN",
+        _NETWORKS,
+        names.STUDENT,
+        (names.BATCH_NORM_RESIDUAL_RELU,),
+        names.TORCH,
+        1.0,
+        0.9,
+        of_memory=True,
+    ),
+]
+
 # Of float32 where not told otherwise, on two threads, with the default allocator.
-BUDGETS = [*_TIMES_COPY, *_OVERHEAD, *_SPEEDUPS, *_NETWORK]
+BUDGETS = [*_TIMES_COPY, *_OVERHEAD, *_SPEEDUPS, *_NETWORK, *_STUDENT]

@@ -27,6 +27,12 @@ _STYLES = {
     names.OURS: ("tab:blue", "o"),
     names.OURS_BACKWARD_FRESH: ("tab:blue", "<"),
     names.OURS_BACKWARD_OVER_DY: ("tab:blue", ">"),
+    names.BATCH_NORM_RELU: ("tab:blue", "o"),
+    names.BATCH_NORM_RESIDUAL_RELU: ("tab:blue", "D"),
+    names.BATCH_NORM_BACKWARD_RELU: ("tab:blue", ">"),
+    names.TORCH_RELU: ("tab:orange", "s"),
+    names.TORCH_RESIDUAL_RELU: ("tab:orange", "D"),
+    names.TORCH_RELU_COMPILED: ("tab:orange", "X"),
     names.TORCH: ("tab:orange", "o"),
     names.TORCH_REUSED: ("tab:orange", "v"),
     names.TORCH_COMPILED: ("tab:orange", "*"),
@@ -38,17 +44,18 @@ _TICKS = [0.3, 0.5, 1, 2, 5, 10, 20, 50]
 
 def draw_chart(runs: Sequence[Run], path: Path) -> None:
     """Draws ``path``: filled marks for the first run, hollow ones for the others; bars in the order of the runs."""
-    figure, axes = plt.subplots(2, 2, figsize=(17, 12), layout="constrained", height_ratios=[2, 1])
+    figure, axes = plt.subplots(2, 3, figsize=(25, 12), layout="constrained", height_ratios=[2, 1])
     machine = runs[0].machine
     figure.suptitle(
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']} ({machine['capability']})\n"
         + "; ".join(f"{'hollow' if i else 'filled'}: {run.allocator}" for i, run in enumerate(runs))
     )
     small = {case.name for case in SMALL_CASES}
-    for panel, phase in zip(axes[0], (names.FORWARD, names.TRAINING), strict=True):
+    for panel, phase in zip(axes[0], (names.FORWARD, names.TRAINING, names.STUDENT), strict=True):
         _draw_multiples(panel, runs, phase, small)
     _draw_small(axes[1, 0], runs, small)
-    _draw_networks(axes[1, 1], runs)
+    _draw_networks(axes[1, 1], runs, names.IDENTITY, "A whole teacher forward")
+    _draw_networks(axes[1, 2], runs, names.TORCH, "A student's whole forward and backward")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -90,6 +97,7 @@ def _draw_small(axes: Axes, runs: Sequence[Run], small: set[str]) -> None:
     shown = {
         names.FORWARD: (names.OURS_INPLACE, names.OURS_FRESH, names.TORCH),
         names.TRAINING: (names.OURS, names.TORCH),
+        names.STUDENT: (names.BATCH_NORM, names.TORCH),
     }
     bars = [
         (
@@ -105,7 +113,7 @@ def _draw_small(axes: Axes, runs: Sequence[Run], small: set[str]) -> None:
     axes.set(xlabel="microseconds", title="A call on small inputs")
 
 
-def _draw_networks(axes: Axes, runs: Sequence[Run]) -> None:
+def _draw_networks(axes: Axes, runs: Sequence[Run], unit: str, title: str) -> None:
     bars = [
         (
             f"{section.case}: {call}",
@@ -113,12 +121,12 @@ def _draw_networks(axes: Axes, runs: Sequence[Run]) -> None:
             [beside.ratio(call, section.unit) for beside in _beside(runs, section, call)],
         )
         for section in runs[0].sections
-        if section.unit == names.IDENTITY
+        if section.unit == unit
         for call in section.seconds
     ]
     _draw_bars(axes, bars)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xlabel="multiples of the network with Identity", title="A whole teacher forward")
+    axes.set(xlabel=f"multiples of the network with {unit}", title=title)
 
 
 def _beside(runs: Sequence[Run], section: Section, call: str) -> list[Section]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -87,6 +88,55 @@ def training_workload(case: Case, compiled: bool) -> Workload:
     )
 
 
+def student_workload(case: Case, compiled: bool) -> Workload:
+    """BatchNorm whose statistics take gradients, as in a student: forward and backward, and the backward pass alone."""
+    x, residual = case.make().requires_grad_(), case.make().requires_grad_()
+    dy, out = case.make(), case.make()
+    overwritten = [case.make() for _ in range(3)]
+    plain, fused = make_batch_norm(case), make_batch_norm(case, activation="relu")
+    torch_layer = make_torch(case)
+    forwards: dict[str, Callable[[], Tensor]] = {
+        names.BATCH_NORM: lambda: plain(x),
+        names.BATCH_NORM_RELU: lambda: fused(x),
+        names.BATCH_NORM_RESIDUAL_RELU: lambda: fused(x, residual),
+        names.TORCH: lambda: torch_layer(x),
+        names.TORCH_RELU: lambda: torch_layer(x).relu_(),
+        names.TORCH_RESIDUAL_RELU: lambda: torch_layer(x).add_(residual).relu_(),
+    }
+    with_residual = {names.BATCH_NORM_RESIDUAL_RELU, names.TORCH_RESIDUAL_RELU}
+    layers: dict[str, nn.Module] = {names.BATCH_NORM: plain}
+    layers |= dict.fromkeys((names.TORCH, names.TORCH_RELU, names.TORCH_RESIDUAL_RELU), torch_layer)
+
+    def training(name: str, forward: Callable[[], Tensor]) -> Call:
+        inputs = [x, *layers.get(name, fused).parameters(), *([residual] if name in with_residual else [])]
+        return lambda: torch.autograd.grad(forward(), inputs, dy)
+
+    calls: dict[str, Call] = {names.COPY: lambda: out.copy_(dy)}
+    calls |= {name: training(name, forward) for name, forward in forwards.items()}
+    if compiled:
+        torch.compiler.reset()
+        peer = nn.Sequential(make_torch(case), nn.ReLU())
+        peer.compile(dynamic=False)
+        layers[names.TORCH_RELU_COMPILED] = peer
+        calls[names.TORCH_RELU_COMPILED] = training(names.TORCH_RELU_COMPILED, lambda: peer(x))
+    backward = partial(operators.backward_over, x=x.detach(), detach_statistics=False)
+    calls[names.BATCH_NORM_BACKWARD] = backward(overwritten[0])
+    calls[names.BATCH_NORM_BACKWARD_RELU] = backward(overwritten[1], activation="relu")
+    calls[names.BATCH_NORM_BACKWARD_RESIDUAL_RELU] = backward(
+        overwritten[2], activation="relu", residual=residual.detach()
+    )
+    return Workload(
+        case.name,
+        names.STUDENT,
+        names.COPY,
+        with_grad=True,
+        calls=calls,
+        may_fail={names.TORCH_RELU_COMPILED} & set(calls),
+        written=lambda: [out, *overwritten],
+        forwards=forwards,
+    )
+
+
 class PublishedFormulas(nn.Module):
     """The published formulas without what a compiler could not see through: the remembered view and the schedule."""
 
@@ -119,6 +169,11 @@ def _compiled_peers(case: Case) -> dict[str, nn.Module]:
 def make_ours(case: Case, **options: object) -> momentum_bn.MomentumBatchNorm:
     layer = momentum_bn.MomentumBatchNorm1d if len(case.shape) == 2 else momentum_bn.MomentumBatchNorm2d
     return layer(case.channels, total_iters=TOTAL_ITERS, **options)  # type: ignore[arg-type]
+
+
+def make_batch_norm(case: Case, **options: object) -> momentum_bn.BatchNorm:
+    layer = momentum_bn.BatchNorm1d if len(case.shape) == 2 else momentum_bn.BatchNorm2d
+    return layer(case.channels, **options)  # type: ignore[arg-type]
 
 
 def make_torch(case: Case) -> nn.BatchNorm1d | nn.BatchNorm2d:

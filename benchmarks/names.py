@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FORWARD = "forward"
 TRAINING = "forward + backward"
+STUDENT = "BatchNorm, forward + backward"
 
 COPY = "copy_"
 RELU = "relu_"
@@ -18,10 +19,20 @@ OURS_FRESH = "ours, fresh output"
 OURS_BACKWARD_FRESH = "ours, backward alone, fresh dx"
 OURS_BACKWARD_OVER_DY = "ours, backward alone, dx over dy"
 
+BATCH_NORM = "ours, BatchNorm"
+BATCH_NORM_RELU = "ours, BatchNorm + relu"
+BATCH_NORM_RESIDUAL_RELU = "ours, BatchNorm + residual + relu"
+BATCH_NORM_CONVERTED = "ours, BatchNorm, converted"
+BATCH_NORM_BACKWARD = "ours, backward over dy"
+BATCH_NORM_BACKWARD_RELU = "ours, backward over dy, relu"
+BATCH_NORM_BACKWARD_RESIDUAL_RELU = "ours, backward over dy, residual + relu"
+
 TORCH = "torch BN"
 TORCH_REUSED = "torch BN, reused output"
 TORCH_NATIVE = "torch BN, without cuDNN"
 TORCH_RELU = "torch BN + relu_"
+TORCH_RESIDUAL_RELU = "torch BN + add_ + relu_"
+TORCH_RELU_COMPILED = "torch.compile(torch BN + relu)"
 TORCH_COMPILED = "torch.compile(torch BN)"
 COMPOSITE = "ours, torch's operations"
 PUBLISHED = "published"

@@ -1,8 +1,8 @@
-"""A whole teacher forward: ResNet-50 whose every normalisation is one of several."""
+"""A teacher's whole forward, a student's forward and backward: ResNet-50 whose every norm is one of several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -46,9 +46,21 @@ NORMS: dict[str, NormFactory] = {
 }
 
 
-def networks(channels_last: bool, blocks: Sequence[int], width: int) -> dict[str, ResNet]:
+# Of a student.
+BATCH_NORMS: dict[str, NormFactory] = {
+    names.TORCH: NORMS[names.TORCH],
+    names.BATCH_NORM_CONVERTED: lambda channels, relu: SeparatePasses(momentum_bn.BatchNorm2d(channels), relu),
+    names.BATCH_NORM_RESIDUAL_RELU: lambda channels, relu: momentum_bn.BatchNorm2d(
+        channels, activation="relu" if relu else None
+    ),
+}
+
+
+def networks(
+    channels_last: bool, blocks: Sequence[int], width: int, norms: Mapping[str, NormFactory] = NORMS
+) -> dict[str, ResNet]:
     """One network per normalisation, in training mode, all with the same convolutions."""
-    models = {name: ResNet(norm, blocks, width) for name, norm in NORMS.items()}
+    models = {name: ResNet(norm, blocks, width) for name, norm in norms.items()}
     share_weights(models.values())
     if channels_last:
         models = {name: model.to(memory_format=torch.channels_last) for name, model in models.items()}  # type: ignore[call-overload]
@@ -74,4 +86,28 @@ def network_workload(
         with_grad=False,
         calls={name: partial(model, x) for name, model in models.items()},
         written=lambda: [model(x) for model in models.values()],
+    )
+
+
+def student_network_workload(
+    channels_last: bool, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, batch: int = 16, side: int = 128
+) -> Workload:
+    """Forward and backward of ResNet-50 as a student's, in multiples of one with torch's BatchNorm."""
+    models = networks(channels_last, blocks, width, BATCH_NORMS)
+    x = torch.randn(batch, 3, side, side)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+
+    def step(model: ResNet) -> None:
+        model.zero_grad()
+        model(x).square().mean().backward()
+
+    return Workload(
+        network_name(channels_last),
+        names.STUDENT,
+        names.TORCH,
+        with_grad=True,
+        calls={name: partial(step, model) for name, model in models.items()},
+        written=lambda: [model(x) for model in models.values()],
+        forwards={name: partial(model, x) for name, model in models.items()},
     )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from .cases import LARGE_CASES, QUICK_CASES, SMALL_CASES
-from .layer_workloads import forward_workload, training_workload
-from .network_workload import network_name, network_workload
+from .layer_workloads import forward_workload, student_workload, training_workload
+from .network_workload import network_name, network_workload, student_network_workload
 from .workload import Workload
 
 
@@ -24,6 +24,8 @@ def workloads(only: str, quick: bool) -> Iterator[Callable[[], Workload]]:
             compiled = not quick and case not in SMALL_CASES
             yield partial(forward_workload, case, compiled)
             yield partial(training_workload, case, compiled)
+            yield partial(student_workload, case, compiled)
     for channels_last in (False,) if quick else (False, True):
         if only in network_name(channels_last):
             yield partial(network_workload, channels_last)
+            yield partial(student_network_workload, channels_last)

@@ -30,6 +30,7 @@ def _section_lines(runs: Sequence[Run]) -> Iterator[str]:
             yield f"  {call:<38}" + "".join(_cells(section, call) for section in sections)
         absences = {call: why for section in sections if section for call, why in section.absent.items()}
         yield from (f"  not timed: {call} ({why})" for call, why in absences.items())
+        yield from (f"  kept after forward: {call}, {size / 2**20:.1f} MiB" for call, size in first.kept.items())
         yield ""
 
 

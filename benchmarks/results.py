@@ -18,6 +18,7 @@ class Section:
         unit: the call that the others are multiples of.
         seconds: of each call, one value per round; the n-th values of all calls were taken in the same round.
         absent: why a call was not timed, by name.
+        kept: bytes that a forward pass keeps for its backward pass, by call, where that was counted.
     """
 
     case: str
@@ -25,6 +26,7 @@ class Section:
     unit: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
 
     def median_seconds(self, call: str) -> float:
         return statistics.median(self.seconds[call])

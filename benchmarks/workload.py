@@ -24,6 +24,7 @@ class Workload:
         calls: what is timed, in this order, by name.
         may_fail: names of calls that are reported rather than fatal where they fail (compilers do).
         written: the tensors that the calls write again and again, and which must stay ordinary numbers.
+        forwards: forward passes whose memory for the backward pass is counted, by name of the call they belong to.
     """
 
     case: str
@@ -33,6 +34,7 @@ class Workload:
     calls: dict[str, Call]
     may_fail: set[str] = field(default_factory=set)
     written: Callable[[], Iterable[Tensor]] = tuple
+    forwards: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
 
 
 def time_workload(workload: Workload, rounds: int, seconds_per_call: float = 0.02) -> Section:
@@ -47,7 +49,24 @@ def time_workload(workload: Workload, rounds: int, seconds_per_call: float = 0.0
         seconds = interleaved_seconds(calls, rounds, seconds_per_call)
         for tensor in workload.written():
             check_ordinary(tensor.detach(), f"{workload.case}, {workload.phase}")
-    return Section(workload.case, workload.phase, workload.unit, seconds, absent)
+        kept = {name: kept_bytes(forward) for name, forward in workload.forwards.items()}
+    return Section(workload.case, workload.phase, workload.unit, seconds, absent, kept)
+
+
+def kept_bytes(forward: Callable[[], Tensor]) -> int:
+    """Bytes that a forward pass keeps until its backward pass, each memory counted once, without parameters."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = forward()
+    del y  # until here nothing that it kept was freed, and no address used twice
+    return sum(kept.values())
 
 
 def drop_failing(calls: dict[str, Call], may_fail: Iterable[str]) -> dict[str, str]:

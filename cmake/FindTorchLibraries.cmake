@@ -88,21 +88,29 @@ if(TorchLibraries_FOUND)
 endif()
 
 if(TorchLibraries_FOUND AND NOT TARGET TorchLibraries::torch)
-  # The macros that torch compiled its own headers with: some of its classes have other members without them.
+  # These are the macros that torch compiled its own headers with: some of its classes have other members without them. The
+  # libraries of a CUDA build have macros of their own beside those of torch_cpu.
   set(TorchLibraries_definitions "")
   set(TorchLibraries_targets "${TorchLibraries_folder}/share/cmake/Caffe2/Caffe2Targets.cmake")
   if(EXISTS "${TorchLibraries_targets}")
-    file(STRINGS "${TorchLibraries_targets}" TorchLibraries_lines REGEX "INTERFACE_COMPILE_DEFINITIONS \"[A-Z]")
-    if(TorchLibraries_lines MATCHES "\"([A-Z0-9_;\\=]+)\"")
-      string(REPLACE "\\;" ";" TorchLibraries_definitions "${CMAKE_MATCH_1}")
+    file(READ "${TorchLibraries_targets}" TorchLibraries_text)
+    if(TorchLibraries_text MATCHES "set_target_properties\\(torch_cpu PROPERTIES[^)]*INTERFACE_COMPILE_DEFINITIONS \"([^\"]*)\"")
+      set(TorchLibraries_definitions "${CMAKE_MATCH_1}")
+    elseif(NOT TorchLibraries_text MATCHES "set_target_properties\\(torch_cpu PROPERTIES")
+      message(WARNING "${TorchLibraries_targets} does not describe torch_cpu: the macros that torch was compiled with are not "
+                      "known, and what depends on them, torch.distributed first of all, will be missing.")
     endif()
+    unset(TorchLibraries_text)
   endif()
 
   # libtorch has no symbols of its own: it stands for all of torch's libraries, those of the devices among them, and a linker
-  # that drops what it finds no use for must keep it.
-  set(TorchLibraries_keep "${TorchLibraries_torch_LIBRARY}")
-  if(NOT APPLE AND NOT WIN32)
-    set(TorchLibraries_keep "-Wl,--push-state,--no-as-needed,${TorchLibraries_torch_LIBRARY},--pop-state")
+  # that drops what it finds no use for must keep it. CMake quotes the path in options as it does for the libraries.
+  set(TorchLibraries_libraries "${TorchLibraries_torch_cpu_LIBRARY};${TorchLibraries_c10_LIBRARY}")
+  set(TorchLibraries_options "")
+  if(APPLE OR WIN32)
+    list(PREPEND TorchLibraries_libraries "${TorchLibraries_torch_LIBRARY}")
+  else()
+    set(TorchLibraries_options "SHELL:-Wl,--push-state,--no-as-needed \"${TorchLibraries_torch_LIBRARY}\" -Wl,--pop-state")
   endif()
   add_library(TorchLibraries::torch INTERFACE IMPORTED GLOBAL)
   set_target_properties(
@@ -110,6 +118,6 @@ if(TorchLibraries_FOUND AND NOT TARGET TorchLibraries::torch)
     PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${TorchLibraries_INCLUDE_DIRS}"
                INTERFACE_COMPILE_DEFINITIONS "${TorchLibraries_definitions}"
                INTERFACE_COMPILE_FEATURES cxx_std_20
-               INTERFACE_LINK_LIBRARIES
-               "${TorchLibraries_keep};${TorchLibraries_torch_cpu_LIBRARY};${TorchLibraries_c10_LIBRARY}")
+               INTERFACE_LINK_LIBRARIES "${TorchLibraries_libraries}"
+               INTERFACE_LINK_OPTIONS "${TorchLibraries_options}")
 endif()

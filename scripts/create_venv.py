@@ -1,7 +1,8 @@
-"""Creates a virtual environment with torch in it: `create_venv.py FOLDER TORCH_REQUIREMENT`.
+"""Creates a virtual environment with torch in it: `create_venv.py FOLDER [TORCH_REQUIREMENT]`.
 
-Where the Python that runs this has a torch that is new enough, the environment uses that one; otherwise pip installs
-TORCH_REQUIREMENT (as `torch==2.13.0`) into it. Needs nothing but the standard library.
+With TORCH_REQUIREMENT (as `torch==2.14.1`) pip installs that torch into it. Without, the environment uses the torch of
+the Python that runs this, if that is new enough, and otherwise pip installs DEFAULT_TORCH. Needs nothing but the
+standard library.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_TORCH = (2, 11)
+DEFAULT_TORCH = "torch==2.13.0"
 
 
 def has_torch() -> bool:
@@ -41,10 +43,11 @@ def create(folder: Path, *, share_packages: bool) -> Path:
 
 def main() -> None:
     """Creates the environment and makes sure that torch can be imported there."""
-    folder, torch_requirement = Path(sys.argv[1]), sys.argv[2]
+    folder, requested = Path(sys.argv[1]), sys.argv[2:]
     if sys.version_info < MINIMUM_PYTHON:
         sys.exit(f"error: Python {sys.version.split()[0]} at {sys.executable}: 3.10 or newer is needed")
-    share_packages = has_torch()
+    torch_requirement = requested[0] if requested else DEFAULT_TORCH
+    share_packages = not requested and has_torch()
     origin = f"torch of {sys.prefix}" if share_packages else torch_requirement
     print(f"-- creating {folder} with {origin}", flush=True)
     python = create(folder, share_packages=share_packages)

@@ -29,8 +29,11 @@ BATCHES, NORMS = (16, 64), ("momentum", "batch")
 RECIPE_BATCH, RECIPE_RATE, RECIPE_MOMENTUM, RECIPE_WARMUP = 32, 0.1, 0.97, 50
 MEASURES = {"kNN": ("knn",), "kNN shifted": ("knn", "--shift", "0.3"), "linear": ("linear", "--labels-per-class", "0")}
 STEP_TIME = "ms per step"
-# How `time-layers` calls them.
-TIMED = {"momentum": "Momentum BatchNorm, ours", "batch": "plain BatchNorm"}
+# How `time-layers` calls them, in the teacher and in the student.
+TIMED = {
+    "momentum": ("Momentum BatchNorm, ours", "BatchNorm, ours"),
+    "batch": ("BatchNorm, torch's", "BatchNorm, torch's"),
+}
 
 
 def main() -> None:
@@ -102,13 +105,13 @@ def evaluate(run: Path) -> dict[str, float]:
 
 
 def step_times(out: Path, batch: int) -> dict[str, float]:
-    """Milliseconds of a training step with each normalisation in the teacher: medians, one process, in turns."""
+    """Milliseconds of a training step with this library's layers, and with torch's: medians, one process, in turns."""
 
     def measure() -> dict[str, float]:
         table = trainer("time-layers", "--recipe", out / f"momentum-{batch}-0" / "config.toml")
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-        last = {row[0]: row[-1] for row in rows}
-        return {norm: float(last[name]) for norm, name in TIMED.items()}
+        last = {(row[0], row[1]): row[-1] for row in rows}
+        return {norm: float(last[names]) for norm, names in TIMED.items()}
 
     return kept(out / f"step-times-{batch}.json", measure)
 

@@ -28,8 +28,8 @@ class Composite:
         # A device without kernels has the operator's implementation in torch's operations, which take any tensor.
         device = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
         y: Tensor = torch.ops.momentum_bn._forward_train.default.redispatch(
-            device, x, None, layer.weight, layer.bias, list(layer.buffers()), layer.eps, TOTAL_ITERS, 2, "cosine",
-            "published", None,
+            device, x, None, layer.weight, layer.bias, list(layer.buffers()), layer.eps, None, TOTAL_ITERS, 2, "cosine",
+            "published", True, None,
         )[0]  # fmt: skip
         return y
 

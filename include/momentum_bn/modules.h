@@ -1,19 +1,13 @@
 #pragma once
 
-#include <momentum_bn/options.h>
+#include <momentum_bn/norm_layer.h>
 
-#include <torch/nn/cloneable.h>
-#include <torch/nn/modules/common.h>
-#include <torch/nn/modules/container/any.h>
 #include <torch/nn/pimpl.h>
 #include <torch/ordered_dict.h>
 
-#include <functional>
-#include <ostream>
-
 namespace momentum_bn {
 
-/// What the three Momentum BatchNorm layers share: options, parameters, state and the forward pass.
+/// What the three Momentum BatchNorm layers share beyond `NormLayer`: the schedule and the views.
 ///
 /// State, under the names it has in `named_buffers()`, in archives and in Python's `state_dict()`:
 ///
@@ -29,10 +23,11 @@ namespace momentum_bn {
 /// | momentum_state      | ()    | float64       | current weight of the batch; -1: cumulative average (no momentum)  |
 ///
 /// The four scalars keep their dtype whatever the layer is cast to; the sums are float32 in a layer of 16 bits.
-class MOMENTUM_BN_API MomentumBatchNormLayer {
+class MOMENTUM_BN_API MomentumBatchNormLayer : public NormLayer {
  public:
+  using Options = MomentumBatchNormOptions;
+  /// @throws c10::ValueError on an option out of range
   explicit MomentumBatchNormLayer(const MomentumBatchNormOptions& options);
-  virtual ~MomentumBatchNormLayer() = default;
 
   /// Weight of the batch in the blend; nullopt: cumulative average. Reads the state, so may wait for a GPU.
   std::optional<double> momentum() const;
@@ -48,18 +43,11 @@ class MOMENTUM_BN_API MomentumBatchNormLayer {
   /// cur_iter += 1 and the momentum that the schedule gives it. A training forward that completes an update calls this.
   void momentum_cosine_decay();
   /// Makes all of the state new: running statistics, views, cur_iter, and the momentum of the options.
-  void reset_running_stats();
+  void reset_running_stats() override;
   /// Forgets the views, makes cur_iter 0 and the momentum that of the options; running statistics stay.
   void restart_schedule();
-  /// reset_running_stats(), weight 1, bias 0.
-  void reset_parameters();
 
   MomentumBatchNormOptions options;
-  at::Tensor weight;
-  at::Tensor bias;
-  at::Tensor running_mean;
-  at::Tensor running_var;
-  at::Tensor num_batches_tracked;
   at::Tensor view_mean_sum;
   at::Tensor view_var_sum;
   at::Tensor view_count;
@@ -67,62 +55,44 @@ class MOMENTUM_BN_API MomentumBatchNormLayer {
   at::Tensor momentum_state;
 
  protected:
-  at::Tensor forward_checked(const at::Tensor& x, const at::Tensor& residual, bool training);
-  void register_state(torch::nn::Module& module);
-  void load_state(torch::nn::Module& module, torch::serialize::InputArchive& archive);
-  void pretty_print_as(std::ostream& stream, const char* name) const;
-  /// Runs `cast`, which may cast every buffer, and gives the schedule, the counters and the sums of the views their own
-  /// dtypes back.
-  void keep_precision_while(std::optional<c10::Device> target, const std::function<void()>& cast);
+  NormConfiguration configuration() const override;
+  std::vector<at::Tensor> state() const override;
+  std::vector<std::string> own_buffers() const override;
+  void register_own_state(torch::nn::Module& module) override;
+  std::vector<KeptBuffer> kept_buffers() override;
+  /// A plain BatchNorm's archive leaves the schedule where it is; remembered views are dropped.
+  void after_load(bool plain) override;
+  void print(std::ostream& stream, size_t dimensions) const;
 
  private:
+  void forget_views();
+
   // Where the layer does not track: plain values, as there are no buffers.
   std::optional<double> untracked_momentum_;
   int64_t untracked_cur_iter_ = 0;
 };
 
-/// @tparam D spatial dimensions plus one: 1 for (N, C) and (N, C, L), 2 for (N, C, H, W), 3 for (N, C, D, H, W)
-template <size_t D, typename Derived>
-class MOMENTUM_BN_API MomentumBatchNormImplBase : public torch::nn::Cloneable<Derived>, public MomentumBatchNormLayer {
- public:
-  explicit MomentumBatchNormImplBase(const MomentumBatchNormOptions& options);
-
-  /// @param x         (N, C, ...) of the layer's rank
-  /// @param residual  undefined, or of x's shape and dtype: added before the activation
-  /// @return y of x's shape and dtype, in x's suggested memory format
-  /// @throws c10::ValueError, c10::TypeError  naming the argument; the state is then as it was
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual = {});
-
-  void reset() override;
-  void pretty_print(std::ostream& stream) const override;
-  /// Accepts also the archive of a plain BatchNorm: the schedule then stays, remembered views are dropped.
-  void load(torch::serialize::InputArchive& archive) override;
-  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override;
-  void to(torch::Dtype dtype, bool non_blocking = false) override;
-  void to(torch::Device device, bool non_blocking = false) override;
-
- protected:
-  FORWARD_HAS_DEFAULT_ARGS({1, torch::nn::AnyValue(at::Tensor())})
-};
-
 /// Momentum BatchNorm over (N, C) or (N, C, L). See `MomentumBatchNormLayer` and `MomentumBatchNormOptions`.
-class MOMENTUM_BN_API MomentumBatchNorm1dImpl : public MomentumBatchNormImplBase<1, MomentumBatchNorm1dImpl> {
+class MOMENTUM_BN_API MomentumBatchNorm1dImpl
+    : public NormLayerImpl<1, MomentumBatchNormLayer, MomentumBatchNorm1dImpl> {
  public:
-  using MomentumBatchNormImplBase::MomentumBatchNormImplBase;
+  using NormLayerImpl::NormLayerImpl;
 };
 TORCH_MODULE(MomentumBatchNorm1d);
 
 /// Momentum BatchNorm over (N, C, H, W). See `MomentumBatchNormLayer` and `MomentumBatchNormOptions`.
-class MOMENTUM_BN_API MomentumBatchNorm2dImpl : public MomentumBatchNormImplBase<2, MomentumBatchNorm2dImpl> {
+class MOMENTUM_BN_API MomentumBatchNorm2dImpl
+    : public NormLayerImpl<2, MomentumBatchNormLayer, MomentumBatchNorm2dImpl> {
  public:
-  using MomentumBatchNormImplBase::MomentumBatchNormImplBase;
+  using NormLayerImpl::NormLayerImpl;
 };
 TORCH_MODULE(MomentumBatchNorm2d);
 
 /// Momentum BatchNorm over (N, C, D, H, W). See `MomentumBatchNormLayer` and `MomentumBatchNormOptions`.
-class MOMENTUM_BN_API MomentumBatchNorm3dImpl : public MomentumBatchNormImplBase<3, MomentumBatchNorm3dImpl> {
+class MOMENTUM_BN_API MomentumBatchNorm3dImpl
+    : public NormLayerImpl<3, MomentumBatchNormLayer, MomentumBatchNorm3dImpl> {
  public:
-  using MomentumBatchNormImplBase::MomentumBatchNormImplBase;
+  using NormLayerImpl::NormLayerImpl;
 };
 TORCH_MODULE(MomentumBatchNorm3d);
 

@@ -39,8 +39,8 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   /// Added to the variance under the square root. Must be positive.
   TORCH_ARG(double, eps) = 1e-5;
   /// Weight of the new batch in the blend until the schedule first moves it, towards 0; in [0, 1];
-  /// nullopt: cumulative average, weight 1 / (cur_iter + 1), no schedule. (A teacher's `param_momentum` is the weight of
-  /// its old parameters.)
+  /// nullopt: cumulative average, weight 1 / (cur_iter + 1), no schedule. (A teacher's `param_momentum` is the weight
+  /// of its old parameters.)
   TORCH_ARG(std::optional<double>, momentum) = 1.0;
   /// Whether there is a weight (and, see `bias`, a bias) to learn.
   TORCH_ARG(bool, affine) = true;
@@ -61,6 +61,9 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
   /// One all_gather per training forward, none in backward or evaluation. All ranks must run the same training
   /// forwards. nullopt: this process alone.
   TORCH_ARG(std::optional<std::string>, process_group) = std::nullopt;
+  /// false: gradients flow through the batch's share of the statistics, as in torch's BatchNorm; with a `process_group`
+  /// that takes one all_reduce in the backward pass.
+  TORCH_ARG(bool, detach_statistics) = true;
   /// false: an affine layer without a bias.
   TORCH_ARG(bool, bias) = true;
   TORCH_ARG(std::optional<c10::Device>, device) = std::nullopt;

@@ -23,6 +23,7 @@ load_library(_library_path)
 from . import functional, memory
 from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .convert import convert_batchnorm, convert_momentum_batchnorm, revert_momentum_batchnorm
+from .fuse import fuse, fused_layers, unfuse
 from .momentum_batch_norm import MomentumBatchNorm, MomentumBatchNorm1d, MomentumBatchNorm2d, MomentumBatchNorm3d
 from .state_dict import plain_state_dict
 from .teacher import MomentumTeacher, set_total_iters
@@ -41,11 +42,14 @@ __all__ = [
     "convert_batchnorm",
     "convert_momentum_batchnorm",
     "functional",
+    "fuse",
+    "fused_layers",
     "memory",
     "plain_state_dict",
     "revert_momentum_batchnorm",
     "set_total_iters",
     "show_config",
+    "unfuse",
 ]
 
 __version__: str = built_as()[0]

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ._options import Activation, Schedule, Variance, as_group_name
 
-# It knows every subclass of torch's BatchNorm, asks none, and reads momentum of each.
-_CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.__dict__["convert_sync_batchnorm"].__func__.__code__
+# torch's function of this name, and those made after it (timm's), know every subclass of torch's BatchNorm, ask none,
+# and read momentum of each.
+_CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.convert_sync_batchnorm.__name__
 
 # Looked up once: attribute look-ups in torch.ops cost more than the dispatch.
 _batch_statistics = torch.ops.momentum_bn._batch_statistics.default
@@ -95,7 +96,8 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
             gathered = None
             if group is not None and torch.compiler.is_compiling():
                 gathered = _all_gathered(_batch_statistics(input), group)
-                group = None
+                if self.detach_statistics:
+                    group = None  # the backward pass asks the others for nothing
             train = _forward_train_ if may_overwrite else _forward_train
             out = train(
                 input,
@@ -154,16 +156,14 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
             y = y + residual
         return torch.relu(y) if self.activation == "relu" else y
 
-    def _may_overwrite(
-        self, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None  # noqa: A002
-    ) -> bool:
+    def _may_overwrite(self, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> bool:
         """Whether no gradient that is recorded needs the input again."""
         if not torch.is_grad_enabled():
             return True
         if weight is not None and weight.requires_grad:
             return False
         if not self.detach_statistics and (self.training or self._buffers["running_mean"] is None):
-            others = (input, residual, bias)
+            others = (x, residual, bias)
             if any(tensor is not None and tensor.requires_grad for tensor in others):
                 return False
         # Selective checkpointing is a dispatch mode that keeps what operators return: one that returns its result in x
@@ -184,9 +184,9 @@ def _all_gathered(values: Tensor, group: str) -> Tensor:
 
 def refuse_sync_batchnorm(reader: FrameType, what: str) -> None:
     """Raises RuntimeError where ``reader`` is the function that would replace the layer whose attribute it reads."""
-    if reader.f_code is _CONVERT_SYNC_BATCHNORM:
+    if reader.f_code.co_name == _CONVERT_SYNC_BATCHNORM:
         raise RuntimeError(
-            f"torch.nn.SyncBatchNorm.convert_sync_batchnorm would replace {what} by SyncBatchNorm, which has none of "
+            f"convert_sync_batchnorm would replace {what} by SyncBatchNorm, which has none of "
             "that. Give the layers a process_group instead, or call it on the parts of the network that have torch's "
             "BatchNorm, or before the others are converted."
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ._norm_layer import NormLayer, refuse_sync_batchnorm
-from ._options import Activation, Options
+from ._options import Activation, Options, as_float, as_int, as_momentum
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -38,7 +38,8 @@ class BatchNorm(NormLayer):
             memory where no gradient is recorded, and in evaluation where ``weight`` takes none.
         process_group: a c10d process group, or its name: in training the batch statistics are those of the values of
             all its ranks together. One all_gather per training forward, one all_reduce in its backward pass, none in
-            evaluation. None: this process alone.
+            evaluation. The second derivative, forward-mode tangents and torch.func are not there then. None: this
+            process alone.
         bias: False: an affine layer without a bias.
         device: device of parameters and buffers.
         dtype: dtype of parameters and running statistics.
@@ -80,11 +81,13 @@ class BatchNorm(NormLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         """See the class."""
-        options = Options(activation=activation, inplace=inplace, process_group=process_group)
-        options.check(0, 1e-5)
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, bias=bias, device=device, dtype=dtype
-        )
+        num_features = as_int("num_features", num_features)
+        eps = as_float("eps", eps)
+        options = Options(momentum=momentum, activation=activation, inplace=inplace, process_group=process_group)
+        options.check(num_features, eps)
+        super().__init__(num_features, eps, options.momentum, affine, track_running_stats, device=device, dtype=dtype)
+        if affine and not bias:
+            self.register_parameter("bias", None)
         self._configure(options)
 
     def _configure(self, options: Options) -> None:
@@ -94,14 +97,19 @@ class BatchNorm(NormLayer):
 
     @property
     def momentum(self) -> float | None:
-        """Weight of the new batch in the running statistics; None: cumulative average."""
+        """Weight of the new batch in the running statistics; None: cumulative average.
+
+        Assigning checks as the constructor does.
+        """
         if self.activation is not None and not torch.compiler.is_compiling():
             refuse_sync_batchnorm(sys._getframe(1), "BatchNorm with its activation")
         return self._momentum
 
     @momentum.setter
     def momentum(self, value: float | None) -> None:
-        self._momentum = value
+        momentum = as_momentum(value)
+        Options(momentum=momentum).check(num_features=0, eps=1e-5)
+        self._momentum = momentum
 
     def _state(self) -> list[Tensor]:
         buffers = self._buffers

@@ -12,9 +12,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 from typing_extensions import Unpack
 
-from ._options import Activation, ConvertOptions, Options, check_option_names
 from . import batch_norm
+from ._norm_act import BatchNormAct2d, MomentumBatchNormAct2d, NormAct, is_norm_act
 from ._norm_layer import NormLayer
+from ._options import Activation, ConvertOptions, Options, check_option_names
 from .batch_norm import BatchNorm
 from .momentum_batch_norm import (
     CONFIGURATION,
@@ -54,8 +55,9 @@ def convert_momentum_batchnorm(module: Network, total_iters: int, **options: Unp
     share a layer, hooks and their handles, optimizers. Parameters, buffers, ``eps``, ``affine``, ``bias``, tracking,
     device, dtype and the training flag are kept; the old ``momentum`` is not taken over. A ``SyncBatchNorm`` becomes a
     :class:`momentum_bn.MomentumBatchNorm`, which takes any rank and synchronises only with a ``process_group`` given
-    here. A subclass of torch's layers is converted where its forward is torch's. Layers that are Momentum BatchNorm
-    already get ``total_iters`` and those options that are given; all else of them stays as it is.
+    here. A subclass of torch's layers is converted where its forward is torch's. timm's ``BatchNormAct2d`` keeps its
+    dropout and activation; a ReLU is applied in the layer's own pass. Layers that are Momentum BatchNorm already get
+    ``total_iters`` and those options that are given; all else of them stays as it is.
 
     Args:
         module: the network, or a single BatchNorm.
@@ -109,8 +111,8 @@ def convert_batchnorm(
     """Makes every torch BatchNorm in a network one of this library, in place: the same numbers in fewer passes.
 
     The layer objects stay the same and only change their class, as in :func:`convert_momentum_batchnorm`; their
-    ``momentum`` stays, too. A ``SyncBatchNorm`` becomes a :class:`momentum_bn.BatchNorm`, which takes any rank, over the
-    same process group. Layers of this library stay as they are.
+    ``momentum`` stays, too. A ``SyncBatchNorm`` becomes a :class:`momentum_bn.BatchNorm`, which takes any rank, over
+    the same process group. Layers of this library stay as they are.
 
     Args:
         module: the network, or a single BatchNorm.
@@ -136,13 +138,13 @@ def convert_batchnorm(
     options.check(num_features=0, eps=1e-5)
     layers = list(_layers(module, lambda layer: isinstance(layer, _BatchNorm) and not isinstance(layer, NormLayer)))
     for path, layer in layers:
-        _check_convertible(path, layer, options)
+        _check_convertible(path, layer, replace(options, momentum=layer.momentum))
     for _, layer in layers:
         origin = _take_origin(layer)
         group = options.process_group
         if origin.layer_class is SyncBatchNorm and group is None:
             group = origin.group_name or _default_group()
-        layer.__class__ = next((ours for theirs, _, ours in _BY_RANK if isinstance(layer, theirs)), BatchNorm)
+        layer.__class__ = _batch_norm_class(layer)
         layer._configure(Options(activation=options.activation, inplace=options.inplace, process_group=group))
         layer.momentum = origin.momentum
         layer.__dict__["_origin"] = origin
@@ -155,11 +157,12 @@ def revert_momentum_batchnorm(module: Network) -> Network:
     The layer objects, their parameters, running statistics, hooks and flags stay, as in
     :func:`convert_momentum_batchnorm`; the schedule and remembered views are dropped. A converted layer gets its class
     and momentum back, a ``SyncBatchNorm`` its process group, too; any other becomes torch's layer of its rank (of any
-    rank: ``SyncBatchNorm`` over the layer's ``process_group``) with torch's momentum of 0.1. Only ``SyncBatchNorm``
+    rank: ``SyncBatchNorm`` over the layer's ``process_group``): a Momentum BatchNorm with torch's momentum of 0.1, a
+    BatchNorm with its own. Only ``SyncBatchNorm``
     synchronises.
 
     Args:
-        module: the network, or a single Momentum BatchNorm.
+        module: the network, or a single layer.
 
     Returns:
         ``module``.
@@ -179,7 +182,7 @@ def revert_momentum_batchnorm(module: Network) -> Network:
                 f"cannot revert {path}: torch's BatchNorm has no activation (got activation={layer.activation!r}); "
                 "only layers with activation=None can be reverted"
             )
-        _check_replaceable(path, layer, (NormLayer.forward,))
+        _check_replaceable(path, layer, (NormLayer.forward, NormAct.forward))
     origins = [_origin(layer) for _, layer in layers]
     groups = [None if origin.group_name is None else _group_named(origin.group_name) for origin in origins]
     for (_, layer), origin, group in zip(layers, origins, groups, strict=True):
@@ -200,7 +203,7 @@ def _check_convertible(path: str, layer: _BatchNorm, options: Options) -> None:
         raise ValueError(
             f"cannot convert {path}: {type(layer).__name__} is uninitialised, run a forward pass before converting"
         )
-    _check_replaceable(path, layer, (_BatchNorm.forward, SyncBatchNorm.forward, NormLayer.forward))
+    _check_replaceable(path, layer, (_BatchNorm.forward, SyncBatchNorm.forward, NormLayer.forward, NormAct.forward))
     try:
         options.check(layer.num_features, layer.eps)
     except ValueError as error:
@@ -210,7 +213,7 @@ def _check_convertible(path: str, layer: _BatchNorm, options: Options) -> None:
 def _check_replaceable(path: str, layer: _BatchNorm, known: tuple[Callable[..., Any], ...]) -> None:
     if parametrize.is_parametrized(layer):
         raise ValueError(f"cannot replace {path}: it is parametrized, remove its parametrizations first")
-    if type(layer).forward not in known:
+    if type(layer).forward not in known and not is_norm_act(layer):
         raise ValueError(
             f"cannot replace {path}: {type(layer).__name__} has a forward of its own, which would be lost; "
             "only layers with the forward of the class that they extend can be replaced"
@@ -227,18 +230,31 @@ def _convert(layer: _BatchNorm, options: Options) -> None:
             inplace=options.inplace or layer.inplace,
             process_group=options.process_group or layer.process_group,
         )
-    layer.__class__ = next((ours for theirs, ours, _ in _BY_RANK if isinstance(layer, theirs)), MomentumBatchNorm)
+    layer.__class__ = _momentum_class(layer)
     assert isinstance(layer, MomentumBatchNorm)
     layer._configure(options)
     layer._register_own_state()
     layer.__dict__["_origin"] = origin
 
 
+def _momentum_class(layer: _BatchNorm) -> type[MomentumBatchNorm]:
+    if is_norm_act(layer):
+        return MomentumBatchNormAct2d
+    return next((ours for theirs, ours, _ in _BY_RANK if isinstance(layer, theirs)), MomentumBatchNorm)
+
+
+def _batch_norm_class(layer: _BatchNorm) -> type[BatchNorm]:
+    if is_norm_act(layer):
+        return BatchNormAct2d
+    return next((ours for theirs, _, ours in _BY_RANK if isinstance(layer, theirs)), BatchNorm)
+
+
 def _take_origin(layer: _BatchNorm) -> _Origin:
     """What a layer is, or was as torch's; takes away the attributes that it would have as another's."""
     if isinstance(layer, BatchNorm):
-        momentum = layer.__dict__.pop("_momentum")
-        return _origin(layer)._replace(momentum=momentum)
+        origin = _origin(layer)
+        del layer._momentum
+        return origin
     group = layer.__dict__.pop("process_group", None)  # a SyncBatchNorm's
     # A group's name stands for it: the group itself could not be copied.
     return _Origin(type(layer), layer.__dict__.pop("momentum"), None if group is None else group.group_name)
@@ -251,15 +267,12 @@ def _origin(layer: NormLayer) -> _Origin:
         layer_class = next((theirs for theirs, _, _ in _BY_RANK if isinstance(layer, theirs)), SyncBatchNorm)
         group_name = layer.process_group if layer_class is SyncBatchNorm else None
         origin = _Origin(layer_class, _TORCH_MOMENTUM, group_name)
-    return origin._replace(momentum=layer._momentum) if "_momentum" in layer.__dict__ else origin
+    return origin._replace(momentum=layer._momentum) if isinstance(layer, BatchNorm) else origin
 
 
-def _revert(layer: NormLayer, origin: _Origin, group: Any) -> None:
-    if isinstance(layer, MomentumBatchNorm):
-        names = (*OWN_STATE, *CONFIGURATION)
-    else:
-        names = (*batch_norm.CONFIGURATION, "_momentum")
-    for name in names:
+def _revert(layer: _BatchNorm, origin: _Origin, group: Any) -> None:
+    of_momentum = isinstance(layer, MomentumBatchNorm)
+    for name in (*OWN_STATE, *CONFIGURATION) if of_momentum else (*batch_norm.CONFIGURATION, "_momentum"):
         delattr(layer, name)
     layer.__dict__.pop("_origin", None)
     layer.__class__ = origin.layer_class

@@ -6,14 +6,16 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Unpack
 
 from ._options import TeacherOptions, as_float, as_int, check_option_names
 from .convert import Network, convert_momentum_batchnorm
+from .fuse import fuse_parts, fused_layers, unfuse
 from .momentum_batch_norm import MomentumBatchNorm, checked_total_iters
 
 __all__ = ["MomentumTeacher", "set_total_iters"]
@@ -54,6 +56,13 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
             layers' ``momentum`` is the weight of the new batch, and falls to 0.)
         teacher: a network of yours to use in place of a copy, with as many parameters of the same shapes, none of them
             the student's. It is taken as it is, parameters and running statistics too; its BatchNorms are converted.
+        statistics: ``"own"``: as above. ``"student"``: the teacher of `EMAN <https://arxiv.org/abs/2101.08482>`_, for
+            comparison: its BatchNorms stay what they are, in evaluation mode, and normalise by running statistics that
+            follow the student's by the same average as the parameters (``num_batches_tracked`` is copied). It takes
+            no options.
+        fuse: whether the layers do the ReLUs and additions that follow them in their own pass, and take memory that
+            nobody reads again (:func:`momentum_bn.fuse`): in the whole network, or where its forward cannot be traced
+            in the largest modules inside that can be. No result depends on it.
         **options: ``momentum`` (the layers', of the batch), ``views_per_update``, ``schedule``, ``variance``,
             ``inplace`` and ``process_group`` of :class:`momentum_bn.MomentumBatchNorm`, for every layer. Layers that
             are Momentum BatchNorm already keep what is not given. ``inplace`` promises that the network reads no
@@ -72,7 +81,8 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
 
     Raises:
         ValueError: an argument out of range, a layer that cannot be converted, options for a network without BatchNorm,
-            a ``teacher`` that does not pair with the student or shares parameters with it.
+            a ``teacher`` that does not pair with the student or shares parameters with it, options beside
+            ``statistics="student"``.
         TypeError: an argument of the wrong type or an unknown option. ``activation`` is none: every layer would apply
             it.
 
@@ -88,6 +98,7 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
     updates: Tensor
     module: Network
 
+    _statistics: str = "own"
     # Training forwards since the last update; None before the first one.
     _forwards: int | None = None
     _has_warned: bool = False
@@ -101,6 +112,8 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         param_momentum: float = 0.99,
         *,
         teacher: Network | None = None,
+        statistics: Literal["own", "student"] = "own",
+        fuse: bool = True,
         **options: Unpack[TeacherOptions],
     ) -> None:
         """See the class."""
@@ -115,16 +128,26 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
                 "behind them. Build a network whose layers have the activation, and pass it as teacher="
             )
         check_option_names("MomentumTeacher", options, TeacherOptions)
+        _check_statistics(statistics, options)
         if teacher is not None:
             _check_is_module("teacher", teacher)
             _check_own_parameters(teacher, student)
         # Past Module.__setattr__, which would register it.
         self.__dict__["_student"] = student
-        network = _copy_of(student) if teacher is None else teacher
-        self.module = convert_momentum_batchnorm(network, self._total_iters, **options)
-        self.module.requires_grad_(False).train()
+        self._statistics = statistics
+        self.module = _copy_of(student) if teacher is None else teacher
+        if teacher is None:
+            unfuse(self.module)
+        if statistics == "own":
+            convert_momentum_batchnorm(self.module, self._total_iters, **options)
+        else:
+            _check_statistics_pair(_norms(self.module), _norms(student))
+        self.module.requires_grad_(False)
+        self.train()
         for layer in self._layers():
             layer._restart_schedule()
+        if fuse:
+            fuse_parts(self.module)
         device = next((parameter.device for parameter in self.module.parameters()), None)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
         self._refresh_masters()
@@ -166,6 +189,24 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         _teacher_param_momentum(0, self._total_iters, start)
         self._initial_param_momentum = start
 
+    @property
+    def statistics(self) -> str:
+        """Whose statistics normalise: the teacher's ``"own"``, or an average of the ``"student"``'s running ones."""
+        return self._statistics
+
+    @property
+    def fused(self) -> dict[str, str]:
+        """What the layers of ``module`` do in their own pass, by their names: :func:`momentum_bn.fused_layers`."""
+        return fused_layers(self.module)
+
+    def train(self, mode: bool = True) -> MomentumTeacher[Network]:
+        """Sets the mode; but BatchNorms that normalise by an average of the student's statistics stay in evaluation."""
+        super().train(mode)
+        if self._statistics == "student":
+            for norm in _norms(self.module):
+                norm.eval()
+        return self
+
     def reset(self) -> None:
         """Starts both schedules anew: update 0, and ``cur_iter`` and ``momentum`` of every layer as in a new one.
 
@@ -190,12 +231,20 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
             student = self.student
             if student is None:
                 raise ValueError("student is missing: this teacher was unpickled without one, call update(student)")
-        named = list(self.module.named_parameters())
-        theirs = list(student.named_parameters())
-        _check_pairs(named, theirs)
-        self._check_pace()
+        parameters = list(student.named_parameters())
+        _check_pairs(list(self.module.named_parameters()), parameters)
+        theirs: list[tuple[str, Tensor]] = list(parameters)
+        if self._statistics == "student":
+            norms, their_norms = _norms(self.module), _norms(student)
+            _check_statistics_pair(norms, their_norms)
+            theirs = theirs + _running_statistics(student)
+            for norm, their_norm in zip(norms, their_norms, strict=True):
+                if norm.num_batches_tracked is not None and their_norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked.copy_(their_norm.num_batches_tracked)
+        else:
+            self._check_pace()
         self._refresh_masters()
-        masters = self._masters()
+        named, masters = self._averages(), self._masters()
         none_needed = self.updates.new_empty(0, dtype=torch.float32)
         _teacher_update_(
             [_shard_of(parameter) for _, parameter in named],
@@ -231,16 +280,21 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
                 warnings.warn(_words_about_pace(forwards, layer.views_per_update, layer.total_iters), stacklevel=4)
                 return
 
+    def _averages(self) -> list[tuple[str, Tensor]]:
+        """What follows the student, by its name in ``module``."""
+        followers: list[tuple[str, Tensor]] = list(self.module.named_parameters())
+        return followers if self._statistics == "own" else followers + _running_statistics(self.module)
+
     def _masters(self) -> dict[str, Tensor]:
         """The masters under the names of their parameters."""
-        buffers = {name: self._buffers.get(_master_name(name)) for name, _ in self.module.named_parameters()}
+        buffers = {name: self._buffers.get(_master_name(name)) for name, _ in self._averages()}
         return {name: buffer for name, buffer in buffers.items() if buffer is not None}
 
     @torch.no_grad()
     def _refresh_masters(self) -> None:
         """Each 16-bit parameter has a master of which it is the rounding, and no other parameter has one."""
         masters = self._masters()
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._averages():
             master = masters.get(name)
             if parameter.dtype in _NEED_MASTER:
                 if master is None:
@@ -256,7 +310,7 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         """Casts or moves everything, but keeps the averages as precise as they are and the counter as it is."""
         self._refresh_masters()
         masters, updates = self._masters(), self.updates
-        precise = {name: masters.get(name, parameter.detach()) for name, parameter in self.module.named_parameters()}
+        precise = {name: masters.get(name, parameter.detach()) for name, parameter in self._averages()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.updates = _moved(updates, self.updates)
         self._restore_precise(precise)
@@ -265,7 +319,7 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
     @torch.no_grad()
     def _restore_precise(self, precise: dict[str, Tensor]) -> None:
         """Makes of the values from before a cast what the parameters' new dtypes ask for."""
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._averages():
             value, had_master = precise[name], _master_name(name) in self._buffers
             if parameter.dtype in _NEED_MASTER:
                 if had_master:
@@ -341,6 +395,44 @@ def _words_about_pace(forwards: int, views_per_update: int, total_iters: int) ->
         f"{consequence}. Give MomentumTeacher views_per_update={forwards}: the forwards per batch (2 views, or 1 where "
         "views are concatenated) times the batches over which a step accumulates gradients"
     )
+
+
+def _check_statistics(statistics: str, options: TeacherOptions) -> None:
+    if statistics not in ("own", "student"):
+        raise ValueError(f'statistics must be "own" or "student" (got {statistics!r})')
+    if statistics == "student" and options:
+        raise ValueError(
+            f'{", ".join(options)} would have no effect: with statistics="student" the teacher has no Momentum '
+            "BatchNorms"
+        )
+
+
+def _norms(module: torch.nn.Module) -> list[_BatchNorm]:
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
+def _running_statistics(module: torch.nn.Module) -> list[tuple[str, Tensor]]:
+    """Running means and variances of all BatchNorms, by their names."""
+    return [
+        (f"{prefix}.{name}".lstrip("."), statistic)
+        for prefix, norm in module.named_modules()
+        if isinstance(norm, _BatchNorm)
+        for name in ("running_mean", "running_var")
+        if (statistic := getattr(norm, name)) is not None
+    ]
+
+
+def _check_statistics_pair(teacher: list[_BatchNorm], student: list[_BatchNorm]) -> None:
+    ours, theirs = ([_shape_of_statistics(norm) for norm in norms] for norms in (teacher, student))
+    if ours != theirs:
+        raise ValueError(
+            "student must have the teacher's BatchNorms, whose running statistics are of these sizes: "
+            f"{ours} (got {theirs})"
+        )
+
+
+def _shape_of_statistics(norm: _BatchNorm) -> int | None:
+    return None if norm.running_mean is None else norm.num_features
 
 
 def _master_name(parameter_name: str) -> str:

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <cstdint>
 
-// What the layers compute for each channel, once for the host and for devices. The functions are static, so that every
-// source has a copy of its own: the CPU kernels are compiled once per instruction set, and no copy may stand in for
-// another.
+// This file holds what the layers compute for each channel, once for the host and for devices. The functions are
+// static, so that every source has a copy of its own: the CPU kernels are compiled once per instruction set, and no
+// copy may stand in for another.
 
 #ifdef __CUDACC__
 #define MOMENTUM_BN_HOST_DEVICE __host__ __device__
@@ -17,7 +17,7 @@
 
 namespace momentum_bn::kernels {
 
-/// Statistics of the values of one channel, or of a part of them.
+/// The statistics of the values of one channel, or of a part of them.
 struct BatchMoments {
   double mean;
   double m2;  // sum of squared deviations from the mean
@@ -56,13 +56,14 @@ MOMENTUM_BN_HOST_DEVICE static inline Count normalising_variance_factor(Variance
   return n / n;
 }
 
-/// What it, or the mean of the views' variances, is multiplied with before it enters the running variance.
+/// What that variance, or the mean of the views' variances, is multiplied with before it enters the running variance.
 template <typename Count>
 MOMENTUM_BN_HOST_DEVICE static inline Count running_variance_factor(Variance variance, const Count& n) {
   return variance == Variance::Published ? n / (n - 1) : n / n;
 }
 
-/// The batch, which has this weight, with the running statistics: what normalises, and what an update leaves.
+/// Blends the batch, which has this weight, with the running statistics: into what normalises, and what an update
+/// leaves.
 MOMENTUM_BN_HOST_DEVICE static inline double blended(double weight, double batch, double running) {
   return weight * batch + (1 - weight) * running;
 }
@@ -91,7 +92,7 @@ struct Coefficients {
   A shift;
 };
 
-/// From what was saved alone, so that a backward pass can make the same ones again.
+/// Forms the coefficients from what was saved alone, so that a backward pass can make the same ones again.
 template <typename A>
 MOMENTUM_BN_HOST_DEVICE static inline Coefficients<A> coefficients_of(const SavedStatistics<A>& saved, double weight,
                                                                       double bias) {
@@ -120,10 +121,10 @@ MOMENTUM_BN_HOST_DEVICE static inline double variance_share(Variance variance, d
   return weight * normalising_variance_factor(variance, n) / (n - 1);
 }
 
-/// What becomes of a channel's sums: dweight = sum_gx * rstd and dbias = sum_g.
+/// A channel's sums, which lead to dweight = gx * rstd and dbias = g.
 struct GradientSums {
   double g;   // sum(g)
-  double gx;  // sum(g * (x - mean)), of the mean that normalises
+  double gx;  // sum(g * (x - mean)) around the mean that normalises
 };
 
 /// @param gx  sum(g * (x - center)), as kernels form it
@@ -141,7 +142,7 @@ struct InputGradientCoefficients {
   A offset;
 };
 
-/// Through the statistics. From the derivative
+/// Forms them for a gradient through the statistics, from the derivative
 ///     dx = weight * rstd * (g - mean_share * sum_g - variance_share * (x - batch mean) * sum_gx * rstd^2).
 template <typename A>
 MOMENTUM_BN_HOST_DEVICE static inline InputGradientCoefficients<A> input_gradient_coefficients(
@@ -154,7 +155,7 @@ MOMENTUM_BN_HOST_DEVICE static inline InputGradientCoefficients<A> input_gradien
   return {static_cast<A>(rstd * weight), static_cast<A>(slope), static_cast<A>(offset)};
 }
 
-/// (cos(pi * t / T) + 1) / 2, and 0 past the end.
+/// Returns (cos(pi * t / T) + 1) / 2, and 0 past the end.
 MOMENTUM_BN_HOST_DEVICE static inline double cosine_momentum(int64_t cur_iter, int64_t total_iters) {
   const int64_t reached = cur_iter < total_iters ? cur_iter : total_iters;
   const double progress = static_cast<double>(reached) / static_cast<double>(total_iters);

@@ -151,6 +151,7 @@ void MomentumTeacherBase::keep_precision_while(const std::function<void()>& cast
   const auto parameters = teacher_->named_parameters();
   // Tensors of their own over the memory from before the cast.
   std::vector<at::Tensor> precise;
+  precise.reserve(masters_.size());
   for (size_t i = 0; i < masters_.size(); ++i) {
     precise.push_back((has_values(masters_[i]) ? masters_[i] : parameters[i].value()).detach());
   }

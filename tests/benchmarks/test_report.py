@@ -78,6 +78,15 @@ def test_what_was_left_out_is_told() -> None:
     assert judge(budget(1, 1, calls=(names.OURS_FRESH,)), run).word == "not measured"
 
 
+def test_memory() -> None:
+    kept = {names.TORCH: 4 * 2**20, names.OURS: 3 * 2**20}
+    run = example_run("default", 0.5)
+    run.sections.append(Section("other", names.STUDENT, names.TORCH, {names.TORCH: [1.0]}, kept=kept))
+    limit = budget(1, 0.8, cases=("other",), phase=names.STUDENT, calls=(names.OURS,), unit=names.TORCH, of_memory=True)
+    assert (judge(limit, run).figure, judge(limit, run).word) == (0.75, "goal")
+    assert f"  kept after forward: {names.OURS}, 3.0 MiB" in report([run]).splitlines()
+
+
 def test_report_has_a_column_per_run() -> None:
     tables = report([example_run("default", 0.5), example_run("tuned", 0.75)])
     lines = tables.splitlines()
@@ -123,7 +132,7 @@ def test_command(tmp_path: Path) -> None:
     assert "in place on (2, 16, 2, 2) / torch BN" in done.stdout
     runs = read_runs(tmp_path / "partial.json")
     assert runs[0].allocator == allocators.DEFAULT
-    assert [section.phase for section in runs[0].sections] == [names.FORWARD, names.TRAINING]
+    assert [section.phase for section in runs[0].sections] == [names.FORWARD, names.TRAINING, names.STUDENT]
     assert (tmp_path / "partial.txt").read_text() in done.stdout
     assert (tmp_path / "partial.png").stat().st_size > 0
 

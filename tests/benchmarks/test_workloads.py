@@ -9,15 +9,25 @@ import momentum_bn
 from benchmarks import names
 from benchmarks.budgets import BUDGETS
 from benchmarks.cases import FAR_BEYOND_CACHES, HEAD, LARGE_CASES, SMALL_CASES, SMALLEST, STAGE_2_BFLOAT16, Case
-from benchmarks.layer_workloads import forward_workload, training_workload
-from benchmarks.network_workload import network_name, network_workload, networks
+from benchmarks.layer_workloads import forward_workload, student_workload, training_workload
+from benchmarks.network_workload import (
+    BATCH_NORMS,
+    network_name,
+    network_workload,
+    networks,
+    student_network_workload,
+)
 from benchmarks.peers import PublishedBatchNorm, published_formulas
 from benchmarks.plan import workloads
-from benchmarks.workload import Workload, time_workload
+from benchmarks.workload import Workload, kept_bytes, time_workload
 
 
 def tiny_network(channels_last: bool) -> Workload:
     return network_workload(channels_last, blocks=(1, 1), width=4, batch=2, side=32)
+
+
+def tiny_student(channels_last: bool) -> Workload:
+    return student_network_workload(channels_last, blocks=(1, 1), width=4, batch=2, side=32)
 
 
 TINY_CASES = [
@@ -45,20 +55,21 @@ def test_case_makes_what_its_name_says() -> None:
 
 
 def test_plan_selects_by_name() -> None:
-    assert len(list(workloads(only=SMALLEST.name, quick=True))) == 2
-    assert len(list(workloads(only="ResNet", quick=False))) == 2
-    assert len(list(workloads(only="", quick=False))) == 2 * len(LARGE_CASES + SMALL_CASES) + 2
+    assert len(list(workloads(only=SMALLEST.name, quick=True))) == 3
+    assert len(list(workloads(only="ResNet", quick=False))) == 4
+    assert len(list(workloads(only="", quick=False))) == 3 * len(LARGE_CASES + SMALL_CASES) + 4
     assert not list(workloads(only="no such case", quick=False))
 
 
 def test_budgets_refer_to_what_is_timed() -> None:
-    forward, training = forward_workload(SMALLEST, True), training_workload(SMALLEST, True)
+    every = (forward_workload, training_workload, student_workload)
     timed = {
         (case.name, workload.phase): {*workload.calls}
-        for workload in (forward, training)
+        for workload in (make(SMALLEST, True) for make in every)
         for case in LARGE_CASES + SMALL_CASES
     }
     timed |= {(network_name(last), names.FORWARD): {*tiny_network(last).calls} for last in (False, True)}
+    timed |= {(network_name(last), names.STUDENT): {*tiny_student(last).calls} for last in (False, True)}
     for budget in BUDGETS:
         for case in budget.cases:
             assert {*budget.calls, budget.unit} - {None} <= timed[case, budget.phase], budget.what
@@ -70,6 +81,37 @@ def test_many_calls_leave_ordinary_values(make: object, case: Case) -> None:
     section = time_workload(make(case, False), rounds=20, seconds_per_call=1e-4)  # type: ignore[operator]
     assert section.unit == names.COPY
     assert {names.COPY, names.TORCH, names.PUBLISHED} <= set(section.seconds)
+
+
+@pytest.mark.parametrize("case", TINY_CASES, ids=lambda case: case.name)
+def test_student_calls_leave_ordinary_values(case: Case) -> None:
+    section = time_workload(student_workload(case, False), rounds=20, seconds_per_call=1e-4)
+    assert {names.BATCH_NORM_RELU, names.TORCH_RELU, names.BATCH_NORM_BACKWARD_RESIDUAL_RELU} <= set(section.seconds)
+    size = case.make().nbytes
+    # Beside x, and where there is a residual y, only values per channel.
+    assert size <= section.kept[names.BATCH_NORM_RELU] < 2 * size + 1024
+    assert section.kept[names.BATCH_NORM_RESIDUAL_RELU] <= 2 * size + 1024
+
+
+def test_kept_bytes() -> None:
+    x, weight = torch.rand(10, requires_grad=True), torch.nn.Parameter(torch.rand(10))
+    assert kept_bytes(lambda: (x * weight).exp()) == 2 * x.nbytes
+    assert kept_bytes(lambda: x.sum()) == 0
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_students_differ_in_their_norms_implementation_alone(channels_last: bool) -> None:
+    models = networks(channels_last, blocks=(2, 1), width=4, norms=BATCH_NORMS)
+    x = torch.randn(4, 3, 32, 32)
+    gradients = []
+    for model in models.values():
+        model.zero_grad()
+        model(x).square().mean().backward()
+        gradients.append(model.conv.weight.grad.clone())
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-4)
+    section = time_workload(tiny_student(channels_last), 1, 0.0)
+    assert set(section.seconds) == set(BATCH_NORMS) == set(section.kept)
 
 
 @pytest.mark.parametrize("make", [forward_workload, training_workload])

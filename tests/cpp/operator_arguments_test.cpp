@@ -26,9 +26,7 @@ at::Tensor images(uint64_t seed) { return randn({4, kChannels, 5, 5}, seed, at::
 at::Tensor channels(uint64_t seed) { return randn({kChannels}, seed, at::kFloat).abs() + 0.5; }
 at::Tensor count(int64_t value) { return at::full({}, value, at::kLong); }
 at::Tensor saved() { return at::stack({channels(1), at::zeros({kChannels}), channels(2)}); }
-at::Tensor saved_through_statistics() {
-  return at::cat({saved(), at::full({3, kChannels}, 0.01)});
-}
+at::Tensor saved_through_statistics() { return at::cat({saved(), at::full({3, kChannels}, 0.01)}); }
 
 c10::List<at::Tensor> state() {
   return c10::List<at::Tensor>({channels(3), channels(4), count(5), channels(6), channels(7), count(1), count(2),
@@ -48,19 +46,31 @@ const std::vector<Call>& calls() {
       {"_batch_statistics", [] { return Stack{images(0)}; }},
       {"_forward_train",
        [] {
-         return Stack{images(0),     images(1), channels(2), channels(3), state(), 1e-5,   c10::IValue(), 10, 2,
-                      "cosine", "published", true,        "relu",      c10::IValue(), c10::IValue()};
+         return Stack{images(0), images(1), channels(2), channels(3), state(), 1e-5,          c10::IValue(), 10,
+                      2,         "cosine",  "published", true,        "relu",  c10::IValue(), c10::IValue()};
        }},
       {"_forward_train",  // the statistics of a group are there: a tensor more
        [] {
-         return Stack{images(0), images(1), channels(2), channels(3), state(), 1e-5, c10::IValue(), 10, 2, "cosine",
-                      "published", true, "relu", c10::IValue(),
+         return Stack{images(0),
+                      images(1),
+                      channels(2),
+                      channels(3),
+                      state(),
+                      1e-5,
+                      c10::IValue(),
+                      10,
+                      2,
+                      "cosine",
+                      "published",
+                      true,
+                      "relu",
+                      c10::IValue(),
                       at::cat({channels(4), channels(5), at::full({1}, 100.)}).to(at::kDouble).unsqueeze(0)};
        }},
       {"_forward_train_",
        [] {
-         return Stack{images(0),     images(1), channels(2), channels(3), state(), 1e-5,   c10::IValue(), 10, 2,
-                      "cosine", "published", true,        "relu",      c10::IValue(), c10::IValue()};
+         return Stack{images(0), images(1), channels(2), channels(3), state(), 1e-5,          c10::IValue(), 10,
+                      2,         "cosine",  "published", true,        "relu",  c10::IValue(), c10::IValue()};
        }},
       {"_forward_eval_",
        [] { return Stack{images(0), images(1), channels(2), channels(3), channels(4), channels(5), 1e-5, "relu"}; }},
@@ -68,35 +78,48 @@ const std::vector<Call>& calls() {
        [] { return Stack{images(0), channels(1), channels(2), channels(3), channels(4), 0.5, 1e-5, "published"}; }},
       {"_backward",
        [] {
-         return Stack{images(0), images(1), images(2), channels(3), channels(4), saved(), "relu",
-                      c10::List<bool>({true, true, true, true})};
+         return Stack{images(0),   images(1), images(2), channels(3),
+                      channels(4), saved(),   "relu",    c10::List<bool>({true, true, true, true})};
        }},
       {"_backward",
        [] {
-         return Stack{images(0), images(1), images(2), channels(3), channels(4), saved_through_statistics(), "relu",
-                      c10::List<bool>({true, true, true, true})};
+         return Stack{images(0),   images(1),
+                      images(2),   channels(3),
+                      channels(4), saved_through_statistics(),
+                      "relu",      c10::List<bool>({true, true, true, true})};
        }},
       {"_backward_",
        [] {
-         return Stack{images(0), images(1), images(2), channels(3), channels(4), saved(), "relu",
-                      c10::List<bool>({true, true, true, true})};
+         return Stack{images(0),   images(1), images(2), channels(3),
+                      channels(4), saved(),   "relu",    c10::List<bool>({true, true, true, true})};
        }},
       {"_gradient_sums",
        [] {
-         return Stack{images(0), images(1), images(2), channels(3), channels(4), saved_through_statistics(), "relu",
-                      c10::List<bool>({false, true, true, true})};
+         return Stack{images(0),   images(1),
+                      images(2),   channels(3),
+                      channels(4), saved_through_statistics(),
+                      "relu",      c10::List<bool>({false, true, true, true})};
        }},
       {"_gradient_of_input",
        [] {
-         return Stack{images(0),   images(1), images(2), channels(3), channels(4), saved_through_statistics(),
-                      at::ones({2, kChannels}, at::kDouble), "relu"};
+         return Stack{images(0),
+                      images(1),
+                      images(2),
+                      channels(3),
+                      channels(4),
+                      saved_through_statistics(),
+                      at::ones({2, kChannels}, at::kDouble),
+                      "relu"};
        }},
       {"_advance_schedule_", [] { return Stack{count(3), at::full({}, 0.5, at::kDouble), 10, "cosine"}; }},
       {"_teacher_update_",
        [] {
          return Stack{c10::List<at::Tensor>({images(0), channels(1).to(at::kHalf)}),
                       c10::List<at::Tensor>({at::empty({0}), channels(2)}),
-                      c10::List<at::Tensor>({images(3), channels(4).to(at::kHalf)}), count(5), 10, 0.9};
+                      c10::List<at::Tensor>({images(3), channels(4).to(at::kHalf)}),
+                      count(5),
+                      10,
+                      0.9};
        }},
   };
   return all;
@@ -154,8 +177,7 @@ std::vector<at::Tensor> copies(const Stack& stack) {
 }
 
 std::string label(const Call& of, Place place) {
-  const auto& schema =
-      c10::Dispatcher::singleton().findSchemaOrThrow(("momentum_bn::" + of.name).c_str(), "").schema();
+  const auto& schema = c10::Dispatcher::singleton().findSchemaOrThrow(("momentum_bn::" + of.name).c_str(), "").schema();
   return of.name + ", " + schema.arguments()[place.argument].name() +
          (place.element < 0 ? "" : "[" + std::to_string(place.element) + "]");
 }
@@ -270,7 +292,8 @@ TEST(OperatorArguments, OtherShapes) {
             continue;
           }
           // Of a group any number of ranks has statistics.
-          const bool may_pass = (any_images && (d != 1 || of.name == "_batch_statistics")) || (gathered && d == 0 && by == 1);
+          const bool may_pass =
+              (any_images && (d != 1 || of.name == "_batch_statistics")) || (gathered && d == 0 && by == 1);
           expect_refused(of, place, at::zeros(sizes, options), may_pass,
                          "dimension " + std::to_string(d) + " off by " + std::to_string(by));
         }

@@ -1,10 +1,12 @@
 // The C++ side of tests/python/test_cpp_interop.py:
 //
 // - python_peer run STATE FIRST LAST END OUTPUTS: reads a layer's archive, runs forwards FIRST to LAST - 1, writes both
-// - python_peer defaults: the options' defaults as JSON
+// - python_peer train STATE FIRST LAST END OUTPUTS: the same with a BatchNorm, outputs and gradients of the input
+// - python_peer defaults, batch_norm_defaults: the options' defaults as JSON
 // - python_peer errors: the type and words of the error of every case as JSON
 
 #include <ATen/ATen.h>
+#include <momentum_bn/batch_norm.h>
 #include <momentum_bn/functional.h>
 #include <momentum_bn/modules.h>
 #include <torch/nn/modules/container/modulelist.h>
@@ -21,6 +23,8 @@
 
 namespace {
 
+using momentum_bn::BatchNorm2d;
+using momentum_bn::BatchNormOptions;
 using momentum_bn::MomentumBatchNorm1d;
 using momentum_bn::MomentumBatchNorm2d;
 using momentum_bn::MomentumBatchNorm3d;
@@ -55,9 +59,34 @@ void run(const std::vector<std::string>& arguments) {
   torch::save(outputs.empty() ? at::empty({0}) : at::stack(outputs), arguments.at(4));
 }
 
+void train(const std::vector<std::string>& arguments) {
+  BatchNorm2d layer(BatchNormOptions(3).activation(momentum_bn::Activation::ReLU));
+  torch::load(layer, arguments.at(0));
+  std::vector<at::Tensor> outputs;
+  for (int64_t step = std::stoll(arguments.at(1)); step < std::stoll(arguments.at(2)); ++step) {
+    at::manual_seed(1000 + step);
+    at::Tensor x = (at::randn({4, 3, 5, 2}) * (1 + step % 3) + step % 4).requires_grad_();
+    const at::Tensor y = layer->forward(x);
+    y.square().sum().backward();
+    outputs.push_back(at::stack({y.detach(), x.grad()}));
+  }
+  torch::save(layer, arguments.at(3));
+  torch::save(at::stack(outputs), arguments.at(4));
+}
+
+const char* flag(bool value) { return value ? "true" : "false"; }
+
+void print_batch_norm_defaults() {
+  const BatchNormOptions o(3);
+  const auto activation = to_word(o.activation());
+  std::cout << std::setprecision(17) << "{\"eps\": " << o.eps() << ", \"momentum\": " << o.momentum().value()
+            << ", \"affine\": " << flag(o.affine()) << ", \"track_running_stats\": " << flag(o.track_running_stats())
+            << ", \"activation\": " << (activation ? quoted(*activation) : "null")
+            << ", \"inplace\": " << flag(o.inplace()) << "}\n";
+}
+
 void print_defaults() {
   const MomentumBatchNormOptions o(3);
-  const auto flag = [](bool value) { return value ? "true" : "false"; };
   const auto activation = to_word(o.activation());
   std::cout << std::setprecision(17) << "{\"eps\": " << o.eps() << ", \"momentum\": " << o.momentum().value()
             << ", \"affine\": " << flag(o.affine()) << ", \"track_running_stats\": " << flag(o.track_running_stats())
@@ -65,7 +94,8 @@ void print_defaults() {
             << ", \"schedule\": " << quoted(to_word(o.schedule()))
             << ", \"variance\": " << quoted(to_word(o.variance()))
             << ", \"activation\": " << (activation ? quoted(*activation) : "null")
-            << ", \"inplace\": " << flag(o.inplace()) << "}\n";
+            << ", \"inplace\": " << flag(o.inplace()) << ", \"detach_statistics\": " << flag(o.detach_statistics())
+            << "}\n";
 }
 
 std::map<std::string, std::function<void()>> error_cases() {
@@ -107,6 +137,10 @@ std::map<std::string, std::function<void()>> error_cases() {
          torch::nn::ModuleList network(layer(o));
          momentum_bn::set_total_iters(*network, 0);
        }},
+      {"batch_norm_momentum", [] { BatchNorm2d(BatchNormOptions(3).momentum(-0.5)); }},
+      {"batch_norm_eps", [] { BatchNorm2d(BatchNormOptions(3).eps(0)); }},
+      {"batch_norm_one_value", [] { BatchNorm2d(3)->forward(at::ones({1, 3, 1, 1})); }},
+      {"batch_norm_channels", [] { BatchNorm2d(3)->forward(at::ones({4, 5, 2, 2})); }},
       {"function_channels", [] { momentum_batch_norm(at::ones({4, 3}), at::ones({4}), at::ones({3}), {}, {}, true); }},
       {"function_weight",
        [] { momentum_batch_norm(at::ones({4, 3}), at::ones({3}), at::ones({3}), at::ones({2}), {}, true); }},
@@ -153,12 +187,17 @@ int main(int argc, char** argv) try {
   const std::string command = argc > 1 ? argv[1] : "";
   if (command == "run" && arguments.size() == 5) {
     run(arguments);
+  } else if (command == "train" && arguments.size() == 5) {
+    train(arguments);
+  } else if (command == "batch_norm_defaults") {
+    print_batch_norm_defaults();
   } else if (command == "defaults") {
     print_defaults();
   } else if (command == "errors") {
     print_errors();
   } else {
-    std::cerr << "usage: python_peer run STATE FIRST LAST END OUTPUTS | defaults | errors\n";
+    std::cerr
+        << "usage: python_peer run|train STATE FIRST LAST END OUTPUTS | defaults | batch_norm_defaults | errors\n";
     return 2;
   }
   return 0;

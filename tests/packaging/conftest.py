@@ -13,11 +13,16 @@ import torch
 from installation import SOURCE, run
 from other_torch import dress_as_cuda_build
 
+# Users have such folders: what CMake, pip and the linker are given is below one.
+FOLDER_NAME = "my projects (ü)"
+
 
 @pytest.fixture(scope="session")
 def cuda_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a torch whose CMake files insist on a CUDA toolkit, which this machine does not have."""
-    return dress_as_cuda_build(Path(torch.__path__[0]), tmp_path_factory.mktemp("site-packages") / "torch")
+    """The folder of a torch whose CMake files insist on a CUDA toolkit and find none."""
+    return dress_as_cuda_build(
+        Path(torch.__path__[0]), tmp_path_factory.mktemp(FOLDER_NAME) / "site-packages" / "torch"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +32,7 @@ def installed_python(tmp_path_factory: pytest.TempPathFactory, cuda_torch: Path)
     torch is the one that insists on CUDA (the ordinary one serves build/), the build backend is this environment's. pip
     gets no index: whatever it would download is an error.
     """
-    environment = tmp_path_factory.mktemp("environment")
+    environment = tmp_path_factory.mktemp(FOLDER_NAME) / "environment"
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
     site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 SOURCE = Path(__file__).resolve().parents[2]
 CONSUMER = Path(__file__).parent / "consumer"
@@ -38,6 +39,15 @@ def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> str:
     return result.stdout
 
 
+def cuda_kernels_line() -> str:
+    """What show_config() says of CUDA kernels after a build that was asked for nothing: as docs/install.md has it."""
+    nvcc = shutil.which("nvcc")
+    release = re.search(r"release (\d+)", run(nvcc, "--version")) if nvcc else None
+    if torch.version.cuda and release and release[1] == torch.version.cuda.partition(".")[0]:
+        return "CUDA kernels: built for compute capability"
+    return "CUDA kernels: not built; tensors on a GPU take the composite path"
+
+
 def readme_snippet(language: str) -> str:
     """The first code block of README.md in `language`."""
     match = re.search(rf"^```{language}\n(.*?)^```", (SOURCE / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -45,18 +55,20 @@ def readme_snippet(language: str) -> str:
     return match.group(1)
 
 
-def configure_consumer(folder: Path, source: Path, **definitions: str | Path) -> subprocess.CompletedProcess[str]:
+def configure_consumer(
+    folder: Path, source: Path, *, generator: str = "Ninja", **definitions: str | Path
+) -> subprocess.CompletedProcess[str]:
     """Configures a project of the one file `source` in `folder`; CMake gets `definitions` and nothing else."""
     return attempt(
-        *("cmake", "-G", "Ninja", "-S", CONSUMER, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"),
+        *("cmake", "-G", generator, "-S", CONSUMER, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"),
         f"-DCONSUMER_SOURCE={source}",
         *(f"-D{name}={value}" for name, value in definitions.items()),
     )
 
 
-def build_consumer(folder: Path, source: Path, **definitions: str | Path) -> Path:
+def build_consumer(folder: Path, source: Path, *, generator: str = "Ninja", **definitions: str | Path) -> Path:
     """Builds such a project. Returns the program."""
-    result = configure_consumer(folder, source, **definitions)
+    result = configure_consumer(folder, source, generator=generator, **definitions)
     if result.returncode != 0:
         pytest.fail(f"CMake: exit code {result.returncode}\n{result.stdout}{result.stderr}")
     run("cmake", "--build", folder)

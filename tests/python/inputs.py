@@ -12,6 +12,7 @@ LAYERS = {
     2: momentum_bn.MomentumBatchNorm2d,
     3: momentum_bn.MomentumBatchNorm3d,
 }
+BATCH_NORMS = {1: momentum_bn.BatchNorm1d, 2: momentum_bn.BatchNorm2d, 3: momentum_bn.BatchNorm3d}
 TORCH_LAYERS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -23,9 +24,9 @@ LAYOUTS = ["contiguous", "channels_last", "permuted", "sliced", "sliced_channels
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
-def layer_for(x: Tensor) -> type[nn.Module]:
+def layer_for(x: Tensor, layers: dict[int, type[nn.Module]] = LAYERS) -> type[nn.Module]:
     """The layer class that takes x."""
-    return LAYERS[max(1, x.dim() - 2)]
+    return layers[max(1, x.dim() - 2)]
 
 
 def as_layout(x: Tensor, layout: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""convert_momentum_batchnorm and revert_momentum_batchnorm."""
+"""convert_momentum_batchnorm, convert_batchnorm and revert_momentum_batchnorm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import momentum_bn
 from inputs import randn
-from momentum_bn import convert_momentum_batchnorm, revert_momentum_batchnorm
+from momentum_bn import convert_batchnorm, convert_momentum_batchnorm, revert_momentum_batchnorm
 from snapshots import assert_same, same_bits, snapshot, unchanged
 
 
@@ -236,6 +236,101 @@ def test_subclass_gets_its_class_back():
     m = convert_momentum_batchnorm(TorchsForward(3), 7)
     assert type(m) is momentum_bn.MomentumBatchNorm1d
     assert type(revert_momentum_batchnorm(m)) is TorchsForward
+
+
+# --- BatchNorm ------------------------------------------------------------------------------------
+
+
+def test_convert_batchnorm_keeps_everything():
+    """The same objects, parameters, buffers, momentum and numbers; names and state dict as before."""
+    net, untouched = network(), network()
+    untouched.load_state_dict(net.state_dict())
+    net[1].eval(), untouched[1].eval()
+    net[1].weight.requires_grad_(False), untouched[1].weight.requires_grad_(False)
+    plain = [net[1], net[2][0], net[4], net[5]]
+    kept = [(m.weight, m.bias, m.running_mean, m.num_batches_tracked, m.eps, m.momentum, m.training) for m in plain]
+    names = list(net.state_dict())
+    assert convert_batchnorm(net) is net
+    for m, (weight, bias, mean, count, *values) in zip([net[1], net[2][0], net[4], net[5]], kept, strict=True):
+        assert m.weight is weight and m.bias is bias and m.running_mean is mean and m.num_batches_tracked is count
+        assert [m.eps, m.momentum, m.training] == values
+        assert (m.activation, m.inplace, m.process_group) == (None, False, None)
+    assert [type(m) for m in (net[1], net[4])] == [momentum_bn.BatchNorm2d, momentum_bn.BatchNorm1d]
+    assert list(net.state_dict()) == names
+    x = randn(4, 3, 5, 5, dtype=torch.float32)
+    for training in (True, True, False):
+        y, expected = net.train(training)(x), untouched.train(training)(x)
+        assert_close(y, expected, rtol=1e-5, atol=1e-6)
+        if training:
+            y.square().sum().backward(), expected.square().sum().backward()
+    for (name, ours), theirs in zip(net.named_parameters(), untouched.parameters(), strict=True):
+        if ours.requires_grad:
+            assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+    untouched.load_state_dict(net.state_dict(), strict=True)
+    assert revert_momentum_batchnorm(net) is net
+    assert [type(m) for m in net] == [type(m) for m in untouched]
+    assert (net[1].momentum, net[5].momentum) == (0.2, 0.1) and list(net.state_dict()) == names
+
+
+def test_convert_batchnorm_options():
+    net = convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3, momentum=None)), activation="relu", inplace=True)
+    assert (net[0].activation, net[0].inplace, net[0].momentum) == ("relu", True, None)
+    with pytest.raises(ValueError, match="activation"):
+        revert_momentum_batchnorm(net)
+    for options, error in [({"activation": "gelu"}, ValueError), ({"process_group": "nonsense"}, ValueError),
+                           ({"activatoin": "relu"}, TypeError)]:  # fmt: skip
+        net = nn.Sequential(nn.BatchNorm2d(3))
+        with pytest.raises(error):
+            convert_batchnorm(net, **options)
+        assert type(net[0]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(
+    ("plain", "converted"),
+    [(nn.BatchNorm1d, momentum_bn.BatchNorm1d), (nn.BatchNorm2d, momentum_bn.BatchNorm2d),
+     (nn.BatchNorm3d, momentum_bn.BatchNorm3d), (nn.SyncBatchNorm, momentum_bn.BatchNorm)],
+)  # fmt: skip
+def test_convert_batchnorm_class_by_class(plain, converted):
+    m = convert_batchnorm(plain(3, momentum=0.3))
+    assert type(m) is converted and m.momentum == 0.3
+    m.momentum = 0.4
+    assert type(revert_momentum_batchnorm(m)) is plain and m.momentum == 0.4, "what it had last"
+
+
+def test_convert_batchnorm_leaves_layers_of_this_library():
+    net = nn.Sequential(momentum_bn.MomentumBatchNorm1d(3), momentum_bn.BatchNorm1d(3, activation="relu"))
+    with unchanged(net):
+        convert_batchnorm(net)
+    assert type(net[0]) is momentum_bn.MomentumBatchNorm1d and net[1].activation == "relu"
+
+
+def test_convert_batchnorm_refuses_what_would_lose_something():
+    for bad, words in [(OwnForward(3), "cannot replace 1"), (nn.LazyBatchNorm1d(), "LazyBatchNorm"),
+                       (nn.BatchNorm1d(3, momentum=1.5), "momentum"), (nn.BatchNorm1d(3, eps=0.0), "eps")]:  # fmt: skip
+        net = nn.Sequential(nn.BatchNorm1d(3), bad)
+        with pytest.raises(ValueError, match=words):
+            convert_batchnorm(net)
+        assert [type(m) for m in net] == [nn.BatchNorm1d, type(bad)]
+
+
+def test_from_batchnorm_to_momentum_and_back():
+    """Momentum BatchNorm keeps what the layer does beside normalising; its origin is torch's layer all the time."""
+    net = nn.Sequential(TorchsForward(3, momentum=0.3), nn.BatchNorm1d(3), momentum_bn.BatchNorm1d(3, momentum=0.6))
+    convert_batchnorm(net)
+    net[1].activation, net[1].inplace = "relu", True
+    convert_momentum_batchnorm(net, 7)
+    assert [type(m) for m in net] == [momentum_bn.MomentumBatchNorm1d] * 3
+    assert [(m.activation, m.inplace, m.total_iters, m.momentum) for m in net] == [
+        (None, False, 7, 1.0), ("relu", True, 7, 1.0), (None, False, 7, 1.0),
+    ]  # fmt: skip
+    net(torch.rand(4, 3))
+    net[1].activation = None
+    revert_momentum_batchnorm(net)
+    assert [(type(m), m.momentum) for m in net] == [
+        (TorchsForward, 0.3), (nn.BatchNorm1d, 0.1), (nn.BatchNorm1d, 0.6),
+    ]  # fmt: skip
+    assert not [name for m in net for name in vars(m) if name in ("activation", "_origin", "_momentum", "inplace")]
+    net(torch.rand(4, 3)).sum().backward()
 
 
 # --- what else converts BatchNorms ----------------------------------------------------------------

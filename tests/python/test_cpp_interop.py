@@ -106,9 +106,33 @@ def test_defaults_are_the_same(python_peer):
         name: getattr(m, name)
         for name in (
             "eps", "momentum", "affine", "track_running_stats", "total_iters", "views_per_update", "schedule",
-            "variance", "activation", "inplace",
+            "variance", "activation", "inplace", "detach_statistics",
         )
     }  # fmt: skip
+    defaults = json.loads(run_peer(python_peer, "batch_norm_defaults"))
+    m = momentum_bn.BatchNorm2d(3)
+    assert defaults == {name: getattr(m, name) for name in defaults} and len(defaults) == 6
+
+
+@pytest.mark.parametrize("cut", [0, 3])
+def test_batch_norm_in_both_languages(python_peer, tmp_path, cut):
+    """State and gradients: a run goes on from Python in C++ and back, bit for bit."""
+    module = randomise_parameters(momentum_bn.BatchNorm2d(3, activation="relu"))
+    for x in inputs(0, cut):
+        module(x)
+    write(tmp_path / "cut.pt", module)
+    run_peer(python_peer, "train", tmp_path / "cut.pt", cut, cut + 3, tmp_path / "end.pt", tmp_path / "outputs.pt")
+    expected = []
+    for x in inputs(cut, cut + 3):
+        y = module(x.requires_grad_())
+        y.square().sum().backward()
+        expected.append(torch.stack([y.detach(), x.grad]))
+    (outputs,) = read(tmp_path / "outputs.pt").values()
+    assert same_bits(outputs, torch.stack(expected))
+    assert_equal_states(read(tmp_path / "end.pt"), module)
+    resumed = momentum_bn.BatchNorm2d(3, activation="relu")
+    resumed.load_state_dict(read(tmp_path / "end.pt"), strict=True)
+    nn.BatchNorm2d(3).load_state_dict(read(tmp_path / "end.pt"), strict=True)
 
 
 def layer(dim=2, **options):
@@ -137,6 +161,10 @@ ERRORS = {
     "set_cur_iter": lambda: setattr(layer(), "cur_iter", -1),
     "set_total_iters": lambda: setattr(layer(), "total_iters", -2),
     "set_total_iters_of_a_network": lambda: momentum_bn.set_total_iters(nn.Sequential(layer()), 0),
+    "batch_norm_momentum": lambda: momentum_bn.BatchNorm2d(3, momentum=-0.5),
+    "batch_norm_eps": lambda: momentum_bn.BatchNorm2d(3, eps=0.0),
+    "batch_norm_one_value": lambda: momentum_bn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1)),
+    "batch_norm_channels": lambda: momentum_bn.BatchNorm2d(3)(torch.ones(4, 5, 2, 2)),
     "function_channels": lambda: momentum_batch_norm(torch.ones(4, 3), torch.ones(4), torch.ones(3), training=True),
     "function_weight": lambda: momentum_batch_norm(
         torch.ones(4, 3), torch.ones(3), torch.ones(3), torch.ones(2), training=True

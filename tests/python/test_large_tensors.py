@@ -72,7 +72,9 @@ def test_many_rows():
         torch.testing.assert_close(got, expected[: got.numel()], rtol=2**-8, atol=2e-6)
 
     saved = torch.stack([torch.zeros(channels), torch.zeros(channels), torch.full((channels,), 0.5)])
-    dx, _, dbias, _ = torch.ops.momentum_bn._backward(y, None, None, None, None, saved, None, [True, False, True, False])
+    dx, _, dbias, _ = torch.ops.momentum_bn._backward(
+        y, None, None, None, None, saved, None, [True, False, True, False]
+    )
     for part in probes(rows * channels):
         assert torch.equal(dx.view(-1)[part], y.view(-1)[part] * 0.5)
     assert dbias.abs().max() < 1e-3 * rows

@@ -44,8 +44,8 @@ def test_constructor_signature(dim):
     assert defaults == {
         "num_features": inspect.Parameter.empty, "eps": 1e-05, "momentum": 1.0, "affine": True,
         "track_running_stats": True, "total_iters": 100, "views_per_update": 2, "schedule": "cosine",
-        "variance": "published", "activation": None, "inplace": False, "process_group": None, "bias": True,
-        "device": None, "dtype": None,
+        "variance": "published", "activation": None, "inplace": False, "process_group": None,
+        "detach_statistics": True, "bias": True, "device": None, "dtype": None,
     }  # fmt: skip
     positional = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert positional == ["num_features", "eps", "momentum", "affine", "track_running_stats", "total_iters"]

@@ -43,8 +43,10 @@ def channels_last():
 
 
 def saved(dtype=torch.float32, rows=3):
-    """What backward needs of the statistics: mean, what the mean lost in rounding, 1 / std, and where they take gradients
-    the mean less the batch's, and the batch's shares."""
+    """What backward needs of the statistics: mean, what the mean lost in rounding, 1 / std.
+
+    Where they take gradients, also the mean less the batch's, and the batch's shares.
+    """
     shares = [randn(3, seed=7) * 0.1, torch.full((3,), 0.02), torch.full((3,), 0.03)]
     return torch.stack([randn(3, seed=8), torch.zeros(3), randn(3, seed=9).abs() + 0.5, *shares])[:rows].to(dtype)
 
@@ -126,13 +128,49 @@ SAMPLES = {
         ),
         (double(4, 3), double(4, 3), None, double(3), None, saved(torch.float64), None, [True, True, True, False]),
         (leaf(*IMAGES), leaf(*IMAGES, seed=1), None, leaf(3), None, saved(rows=6), None, [True, True, True, False]),
-        (leaf(*IMAGES), leaf(*IMAGES, seed=1), None, leaf(3), leaf(3), saved(rows=6), "relu", [True, True, True, False]),
+        (
+            leaf(*IMAGES),
+            leaf(*IMAGES, seed=1),
+            None,
+            leaf(3),
+            leaf(3),
+            saved(rows=6),
+            "relu",
+            [True, True, True, False],
+        ),
         (channels_last(), channels_last(), channels_last(), values(3), None, saved(rows=6), "relu", [True] * 4),
     ],
     "_gradient_sums": lambda: [
-        (values(*IMAGES), values(*IMAGES, seed=1), None, values(3), None, saved(rows=6), None, [False, True, True, False]),
-        (channels_last(), channels_last(), channels_last(), values(3), None, saved(rows=6), "relu", [False] + [True] * 3),
-        (torch.empty(0, 3, 4), torch.empty(0, 3, 4), None, values(3), None, saved(rows=6), None, [False, True, True, False]),
+        (
+            values(*IMAGES),
+            values(*IMAGES, seed=1),
+            None,
+            values(3),
+            None,
+            saved(rows=6),
+            None,
+            [False, True, True, False],
+        ),
+        (
+            channels_last(),
+            channels_last(),
+            channels_last(),
+            values(3),
+            None,
+            saved(rows=6),
+            "relu",
+            [False] + [True] * 3,
+        ),
+        (
+            torch.empty(0, 3, 4),
+            torch.empty(0, 3, 4),
+            None,
+            values(3),
+            None,
+            saved(rows=6),
+            None,
+            [False, True, True, False],
+        ),
     ],
     "_gradient_of_input": lambda: [
         (values(*IMAGES), values(*IMAGES, seed=1), None, values(3), None, saved(rows=6), sums(), None),

@@ -511,7 +511,7 @@ def operators() -> None:
     layer = momentum_bn.MomentumBatchNorm2d(3, process_group=world())
     x = mine(randn(6, 3, 4, 5, dtype=torch.float32), [4, 2]).requires_grad_()
     rows = torch.cat([torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 1), 40.0)], 1).double()
-    words = (1e-5, 10, 2, "cosine", "published", "relu")
+    words = (1e-5, None, 10, 2, "cosine", "published", True, "relu")
     operator = torch.ops.momentum_bn._forward_train.default
     torch.library.opcheck(operator, (x, None, layer.weight, layer.bias, list(layer.buffers()), *words, world(), None))
     torch.library.opcheck(operator, (x, None, layer.weight, layer.bias, list(layer.buffers()), *words, None, rows))

@@ -12,19 +12,23 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 from torch.testing._internal import common_modules
 from torch.testing._internal.common_utils import noncontiguous_like
 
 import momentum_bn
-from inputs import LAYERS, TORCH_LAYERS, randn, randomise_parameters
+from inputs import BATCH_NORMS, LAYERS, TORCH_LAYERS, randn, randomise_parameters
 from oracle import MomentumBatchNormOracle
 from snapshots import assert_same, same_bits, snapshot
 
-DIMENSIONS = [1, 2, 3]
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-EVERY_LAYER = pytest.mark.parametrize("dim", DIMENSIONS)
+EVERY_LAYER = pytest.mark.parametrize(
+    ("layers", "dim"),
+    [(layers, dim) for layers in (LAYERS, BATCH_NORMS) for dim in layers],
+    ids=lambda value: str(value) if isinstance(value, int) else "momentum" if value is LAYERS else "batch",
+)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
@@ -33,16 +37,23 @@ def torchs_samples(dim, dtype=torch.float64, requires_grad=False, training=True)
     return make(None, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training)
 
 
-def samples(dim, training, dtype=torch.float64, requires_grad=False):
+def own_options(layers):
+    """What only we have."""
+    if layers is LAYERS:
+        return {"activation": "relu", "views_per_update": 1}, {"variance": "biased", "inplace": True}
+    return {"activation": "relu"}, {"inplace": True, "bias": False}
+
+
+def samples(layers, dim, training, dtype=torch.float64, requires_grad=False):
     """Layers, with the input of each and a description: torch's samples, and some of what only we have."""
     for sample in torchs_samples(dim, dtype, requires_grad, training):
         arguments = sample.constructor_input
         x = sample.forward_input.args[0]
-        m = LAYERS[dim](*arguments.args, **arguments.kwargs, dtype=dtype).train(training)
+        m = layers[dim](*arguments.args, **arguments.kwargs, dtype=dtype).train(training)
         yield randomise_parameters(m), x, sample.desc or str(arguments.args)
-    for options in ({"activation": "relu", "views_per_update": 1}, {"variance": "biased", "inplace": True}):
+    for options in own_options(layers):
         x = randn(4, 3, *[3] * dim, dtype=dtype).requires_grad_(requires_grad)
-        m = LAYERS[dim](3, **options, momentum=0.6, dtype=dtype).train(training)
+        m = layers[dim](3, **options, momentum=0.6, dtype=dtype).train(training)
         yield randomise_parameters(m), x, str(options)
 
 
@@ -63,20 +74,31 @@ def parameters_of(m):
     return [parameter.detach().clone().requires_grad_() for parameter in m.parameters()]
 
 
+def expected_output(m, x):
+    """Of the layer before its first forward, in float64: the oracle's, or that of torch's own layer."""
+    if not isinstance(m, momentum_bn.MomentumBatchNorm):
+        theirs = nn.BatchNorm1d(m.num_features, m.eps, m.momentum, m.affine, m.track_running_stats).train(m.training)
+        theirs._check_input_dim = lambda _: None  # any rank
+        theirs = copy.deepcopy(theirs).double()
+        theirs.weight, theirs.bias = (None if p is None else nn.Parameter(p.double()) for p in (m.weight, m.bias))
+        y = theirs(x)
+        return torch.relu(y) if m.activation == "relu" else y
+    oracle = MomentumBatchNormOracle(
+        m.num_features, eps=m.eps, momentum=m.momentum, track_running_stats=m.track_running_stats,
+        variance=m.variance, activation=m.activation, views_per_update=m.views_per_update,
+    )  # fmt: skip
+    forward = oracle.train_forward if m.training else oracle.eval_forward
+    return forward(x, *(p if p is None else p.double() for p in (m.weight, m.bias)))
+
+
 @MODES
 @DTYPES
 @EVERY_LAYER
-def test_forward(dim, dtype, training):
-    for m, x, description in samples(dim, training, dtype):
-        oracle = MomentumBatchNormOracle(
-            m.num_features, eps=m.eps, momentum=m.momentum, track_running_stats=m.track_running_stats,
-            variance=m.variance, activation=m.activation, views_per_update=m.views_per_update,
-        )  # fmt: skip
-        forward = oracle.train_forward if training else oracle.eval_forward
-        parameters = (p if p is None else p.double() for p in (m.weight, m.bias))
-        expected = forward(x.double(), *parameters).to(dtype)
+def test_forward(layers, dim, dtype, training):
+    for m, x, description in samples(layers, dim, training, dtype):
+        expected = expected_output(m, x.double()).to(dtype)
         tolerance = 1e-12 if dtype == torch.float64 else 4e-6
-        y = m(x * 1)
+        y = copy.deepcopy(m)(x * 1)
         assert y.dtype == dtype
         assert_close(y, expected, rtol=tolerance, atol=tolerance, msg=lambda text, d=description: f"{d}: {text}")
 
@@ -84,10 +106,10 @@ def test_forward(dim, dtype, training):
 @EVERY_LAYER
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_factory_kwargs(dim, dtype, device):
+def test_factory_kwargs(layers, dim, dtype, device):
     for sample in torchs_samples(dim):
         arguments = sample.constructor_input
-        m = LAYERS[dim](*arguments.args, **arguments.kwargs, device=device, dtype=dtype)
+        m = layers[dim](*arguments.args, **arguments.kwargs, device=device, dtype=dtype)
         for name, tensor in m.state_dict().items():
             assert tensor.device.type == device, name
             if name == "momentum_state":
@@ -100,8 +122,8 @@ def test_factory_kwargs(dim, dtype, device):
 
 @MODES
 @EVERY_LAYER
-def test_repr(dim, training):
-    for m, _, _ in samples(dim, training):
+def test_repr(layers, dim, training):
+    for m, _, _ in samples(layers, dim, training):
         assert str(m) == repr(m)
         assert f"{m.num_features}, eps={m.eps}, momentum={m.momentum}" in repr(m)
 
@@ -109,9 +131,9 @@ def test_repr(dim, training):
 @MODES
 @DTYPES
 @EVERY_LAYER
-def test_pickle(dim, dtype, training):
+def test_pickle(layers, dim, dtype, training):
     """Pickled, saved and loaded, deep-copied: the copies give the same outputs, and go on from the same state."""
-    for m, x, _ in samples(dim, training, dtype):
+    for m, x, _ in samples(layers, dim, training, dtype):
         m(x * 1)  # in training: between two views
         buffer = io.BytesIO()
         torch.save(m, buffer)
@@ -126,12 +148,12 @@ def test_pickle(dim, dtype, training):
 @MODES
 @DTYPES
 @EVERY_LAYER
-def test_check_inplace(dim, dtype, training):
+def test_check_inplace(layers, dim, dtype, training):
     """The in-place layer gives what the other gives, and takes the memory where there is no gradient."""
     for sample in torchs_samples(dim, dtype, training=training):
         arguments = sample.constructor_input
         fresh, inplace = (
-            LAYERS[dim](*arguments.args, **arguments.kwargs, inplace=inplace, dtype=dtype).train(training)
+            layers[dim](*arguments.args, **arguments.kwargs, inplace=inplace, dtype=dtype).train(training)
             for inplace in (False, True)
         )
         x = sample.forward_input.args[0]
@@ -145,9 +167,9 @@ def test_check_inplace(dim, dtype, training):
 
 @MODES
 @EVERY_LAYER
-def test_non_contiguous_tensors(dim, training):
+def test_non_contiguous_tensors(layers, dim, training):
     """The same outputs and gradients from inputs and gradients with gaps between their elements."""
-    for m, x, _ in samples(dim, training, requires_grad=True):
+    for m, x, _ in samples(layers, dim, training, requires_grad=True):
         other = copy.deepcopy(m)
         g = randn(*x.shape, seed=3)
         strided_x, strided_g = noncontiguous_like(x), noncontiguous_like(g)
@@ -163,11 +185,15 @@ def test_non_contiguous_tensors(dim, training):
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck], ids=["test_grad", "test_gradgrad"])
 @MODES
 @EVERY_LAYER
-def test_gradients(check, training, dim):
-    """torch's test_grad and test_gradgrad. In training, finite differences in x see frozen statistics (momentum 0)."""
+def test_gradients(check, training, layers, dim):
+    """torch's test_grad and test_gradgrad. Where statistics are detached, finite differences in x see frozen ones
+    (momentum 0)."""
     check = partial(check, fast_mode=dim > 1)
-    for m, x, description in samples(dim, training, requires_grad=True):
+    for m, x, description in samples(layers, dim, training, requires_grad=True):
         parameters = parameters_of(m)
+        if layers is BATCH_NORMS:
+            assert check(pure(m), (x, *parameters)), description
+            continue
         if parameters and (training or not m.track_running_stats):
             # The statistics depend on x, but no gradient goes through them: x is held.
             assert check(partial(pure(m), x.detach()), parameters), description
@@ -179,11 +205,12 @@ def test_gradients(check, training, dim):
 
 
 @MODES
+@pytest.mark.parametrize("layers", [LAYERS, BATCH_NORMS], ids=["momentum", "batch"])
 @pytest.mark.parametrize("dim", [2, 3])
-def test_memory_format(dim, training):
+def test_memory_format(layers, dim, training):
     """Channels-last input gives channels-last output and gradients, whatever the format of the module."""
     channels_last = torch.channels_last if dim == 2 else torch.channels_last_3d
-    for m, x, description in samples(dim, training, requires_grad=True):
+    for m, x, description in samples(layers, dim, training, requires_grad=True):
         if x.numel() == 0:
             continue
         expected_y = copy.deepcopy(m)(x * 1)
@@ -198,28 +225,29 @@ def test_memory_format(dim, training):
 
 
 @EVERY_LAYER
-def test_if_train_and_eval_modes_differ(dim):
-    for m, x, description in samples(dim, training=True):
+def test_if_train_and_eval_modes_differ(layers, dim):
+    for m, x, description in samples(layers, dim, training=True):
         evaluated, trained = m.eval()(x * 1), m.train()(x * 1)
         assert torch.allclose(evaluated, trained) == (x.numel() == 0 or not m.track_running_stats), description
 
 
 @MODES
 @EVERY_LAYER
-def test_device_ctx_init(dim, training):
+def test_device_ctx_init(layers, dim, training):
     """Built under a device context as with the device argument."""
     for sample in torchs_samples(dim, training=training):
         arguments = sample.constructor_input
         with torch.device("meta"):
-            m = LAYERS[dim](*arguments.args, **arguments.kwargs).train(training)
+            m = layers[dim](*arguments.args, **arguments.kwargs).train(training)
         assert all(tensor.is_meta for tensor in m.state_dict().values())
-        assert m.momentum == LAYERS[dim](*arguments.args, **arguments.kwargs).momentum and m.cur_iter == 0
+        assert m.momentum == layers[dim](*arguments.args, **arguments.kwargs).momentum
+        assert layers is BATCH_NORMS or m.cur_iter == 0
         x = sample.forward_input.args[0].to("meta", torch.float32)
         assert m(x).shape == x.shape and m(x).is_meta
 
 
 @EVERY_LAYER
-def test_errors(dim):
+def test_errors(layers, dim):
     """torch's samples of errors. What it finds in a forward pass, these layers find when they are built."""
     info = common_modules.ModuleInfo(TORCH_LAYERS[dim], module_inputs_func=None)
     errors = common_modules.module_error_inputs_torch_nn_BatchNorm1d_2d_3d(info, "cpu", torch.float32, False, True)
@@ -227,18 +255,18 @@ def test_errors(dim):
     for error in errors:
         arguments = error.module_error_input.constructor_input
         with pytest.raises(error.error_type, match=error.error_regex):
-            LAYERS[dim](*arguments.args, **arguments.kwargs)
+            layers[dim](*arguments.args, **arguments.kwargs)
 
 
 @MODES
 @EVERY_LAYER
 @pytest.mark.parametrize("swap", [False, True], ids=["data", "swap_tensors"])
-def test_to(swap, dim, training):
+def test_to(swap, layers, dim, training):
     """Moved and cast, by both of torch's ways: same parameters, schedule and counters unrounded, graph still usable."""
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(swap)
     try:
-        for m, x, description in samples(dim, training, torch.float32):
+        for m, x, description in samples(layers, dim, training, torch.float32):
             m(x * 1), m(x * 1), m(x * 1)
             exact = {name: value.clone() for name, value in m.state_dict().items() if value.dim() == 0}
             parameters = list(m.parameters())
@@ -258,15 +286,17 @@ def test_to(swap, dim, training):
 
 @EVERY_LAYER
 @pytest.mark.parametrize("source", ["cpu", "meta"])
-def test_to_empty(dim, source):
+def test_to_empty(layers, dim, source):
     """After to_empty, reset_parameters() makes a new layer and load_state_dict() the saved one, schedule included."""
-    for m, x, description in samples(dim, training=True, dtype=torch.float32):
+    for m, x, description in samples(layers, dim, training=True, dtype=torch.float32):
         arguments = {"eps": m.eps, "momentum": m.momentum, "affine": m.affine, "bias": m.bias is not None,
-                     "track_running_stats": m.track_running_stats, "views_per_update": m.views_per_update,
-                     "variance": m.variance, "activation": m.activation, "inplace": m.inplace}  # fmt: skip
+                     "track_running_stats": m.track_running_stats, "activation": m.activation,
+                     "inplace": m.inplace}  # fmt: skip
+        if layers is LAYERS:
+            arguments.update(views_per_update=m.views_per_update, variance=m.variance)
         for _ in range(3):
             m(x * 1)
-        reset, loaded = (LAYERS[dim](m.num_features, device=source, **arguments) for _ in range(2))
+        reset, loaded = (layers[dim](m.num_features, device=source, **arguments) for _ in range(2))
         kept = list(reset.state_dict(keep_vars=True))
         for empty in (reset, loaded):
             if source == "cpu":
@@ -275,7 +305,7 @@ def test_to_empty(dim, source):
             empty.to_empty(device="cpu")
             assert list(empty.state_dict(keep_vars=True)) == kept
         reset.reset_parameters()
-        assert_same(snapshot(reset), snapshot(LAYERS[dim](m.num_features, **arguments)))
+        assert_same(snapshot(reset), snapshot(layers[dim](m.num_features, **arguments)))
         loaded.load_state_dict(m.state_dict())
         assert same_bits(loaded(x * 1), m(x * 1)), description
         if m.track_running_stats:

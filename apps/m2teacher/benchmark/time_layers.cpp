@@ -18,11 +18,12 @@ constexpr int64_t kWarmupRounds = 3;
 constexpr int64_t kCallsPerRound = 4;
 
 struct Contender {
-  Contender(std::string contender_name, const PretrainOptions& recipe, const TrainingData& data,
+  Contender(std::string of_teacher, std::string of_student, const PretrainOptions& recipe, const TrainingData& data,
             const NormFactory& teacher_norm)
-      : name(std::move(contender_name)), pretrainer(recipe, data, teacher_norm) {}
+      : teacher(std::move(of_teacher)), student(std::move(of_student)), pretrainer(recipe, data, teacher_norm) {}
 
-  std::string name;
+  std::string teacher;
+  std::string student;
   Pretrainer pretrainer;
   std::vector<double> forward_ms;
   std::vector<double> step_ms;
@@ -65,11 +66,16 @@ void run_time_layers(const TimeLayersCommand& command) {
   const at::Tensor view = standardise_(
       to_unit_range(images.narrow(0, 0, std::min(command.recipe.batch_size, images.size(0)))), dataset.pixels);
   std::vector<std::unique_ptr<Contender>> contenders;
-  contenders.push_back(
-      std::make_unique<Contender>("published formulas, eager", command.recipe, data, published_norm()));
-  contenders.push_back(std::make_unique<Contender>("plain BatchNorm", command.recipe, data, batch_norm()));
-  contenders.push_back(
-      std::make_unique<Contender>("Momentum BatchNorm, ours", command.recipe, data, momentum_batch_norm()));
+  const auto add = [&](const std::string& teacher, const NormFactory& teacher_norm, StudentNorm student) {
+    PretrainOptions recipe = command.recipe;
+    recipe.student_bn = student;
+    const std::string student_name = student == StudentNorm::Torch ? "BatchNorm, torch's" : "BatchNorm, ours";
+    contenders.push_back(std::make_unique<Contender>(teacher, student_name, recipe, data, teacher_norm));
+  };
+  add("published formulas, eager", published_norm(), StudentNorm::Torch);
+  add("BatchNorm, torch's", batch_norm(), StudentNorm::Torch);
+  add("Momentum BatchNorm, ours", momentum_batch_norm(), StudentNorm::Torch);
+  add("Momentum BatchNorm, ours", momentum_batch_norm(), StudentNorm::Fused);
 
   for (int64_t round = -kWarmupRounds; round < command.rounds; ++round) {
     for (const auto& contender : contenders) {
@@ -77,9 +83,10 @@ void run_time_layers(const TimeLayersCommand& command) {
     }
   }
 
-  std::vector<std::vector<std::string>> rows = {{"normalisation in the teacher", "teacher forward, ms", "step, ms"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"normalisation in the teacher", "in the student", "teacher forward, ms", "step, ms"}};
   for (const auto& contender : contenders) {
-    rows.push_back({contender->name, format_number(median(contender->forward_ms), 2),
+    rows.push_back({contender->teacher, contender->student, format_number(median(contender->forward_ms), 2),
                     format_number(median(contender->step_ms), 2)});
   }
   std::cout << format_table(rows) << "Both views of a batch of " << command.recipe.batch_size << "; median of "

@@ -10,8 +10,9 @@ struct TimeLayersCommand {
   int64_t rounds = 25;
 };
 
-/// Prints a table: time of the teacher's two forwards and of a whole training step with the published formulas, with
-/// plain BatchNorm and with Momentum BatchNorm in the teacher. One process, the three taking turns, medians.
+/// Prints a table: time of the teacher's two forwards and of a whole training step with the published formulas and with
+/// torch's BatchNorm in the teacher, with Momentum BatchNorm in it, and with this library's layers in both networks.
+/// One process, all taking turns, medians.
 /// @throws UserError
 void run_time_layers(const TimeLayersCommand& command);
 

@@ -79,7 +79,7 @@ std::string too_few_labels(const at::Tensor& labels, const std::vector<std::stri
   for (size_t label = 0; label < class_names.size(); ++label) {
     const auto members = labels.eq(static_cast<int64_t>(label)).sum().item<int64_t>();
     if (members > 0 && members < labels_per_class) {
-      return "class '" + class_names[label] + "' has " + std::to_string(members) + " training images, " +
+      return "class " + class_names[label] + " has " + std::to_string(members) + " training images, " +
              std::to_string(labels_per_class) + " were asked for";
     }
   }

@@ -1,5 +1,6 @@
 #include "models/normalisation.h"
 
+#include <momentum_bn/batch_norm.h>
 #include <momentum_bn/modules.h>
 
 #include <torch/nn/modules/batchnorm.h>
@@ -26,18 +27,21 @@ class BatchNorm : public Norm {
   bool relu_;
 };
 
+/// A layer of momentum_bn, which adds the residual and applies the ReLU itself.
 template <typename Module>
-class MomentumBatchNorm : public Norm {
+class FusedNorm : public Norm {
  public:
-  MomentumBatchNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options,
-                    const std::optional<std::string>& process_group)
+  using Options = typename Module::Impl::Options;
+
+  FusedNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options,
+            const std::optional<std::string>& process_group)
       : module_(parent.register_module(name, Module(layer_options(options).process_group(process_group)))) {}
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual) override { return module_(x, residual); }
 
  private:
-  static momentum_bn::MomentumBatchNormOptions layer_options(const NormOptions& options) {
-    return momentum_bn::MomentumBatchNormOptions(options.channels)
+  static Options layer_options(const NormOptions& options) {
+    return Options(options.channels)
         .activation(options.relu ? momentum_bn::Activation::ReLU : momentum_bn::Activation::None)
         .inplace(true);
   }
@@ -62,8 +66,12 @@ NormFactory factory(const More&... more) {
 
 NormFactory batch_norm() { return factory<BatchNorm, torch::nn::BatchNorm1d, torch::nn::BatchNorm2d>(); }
 
+NormFactory fused_batch_norm() {
+  return factory<FusedNorm, momentum_bn::BatchNorm1d, momentum_bn::BatchNorm2d>(std::optional<std::string>());
+}
+
 NormFactory momentum_batch_norm(const std::optional<std::string>& process_group) {
-  return factory<MomentumBatchNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>(process_group);
+  return factory<FusedNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>(process_group);
 }
 
 }  // namespace m2teacher

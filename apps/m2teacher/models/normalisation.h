@@ -31,8 +31,11 @@ struct NormOptions {
 using NormFactory = std::function<std::unique_ptr<Norm>(torch::nn::Module& parent, const std::string& name,
                                                         const NormOptions& options)>;
 
-/// torch's BatchNorm: for the student, and for every encoder that is only evaluated.
+/// torch's BatchNorm: for every encoder that is only evaluated, and for comparison.
 NormFactory batch_norm();
+
+/// This library's BatchNorm with fused residual and ReLU: for the student. Its numbers and names are torch's.
+NormFactory fused_batch_norm();
 
 /// Momentum BatchNorm with fused residual and ReLU, in place: for the teacher.
 /// @param process_group  name of the c10d group whose statistics it takes; unset: this process's

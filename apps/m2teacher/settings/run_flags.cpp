@@ -16,6 +16,7 @@ std::string text_of(const DataSpec& spec) { return to_string(spec); }
 std::string text_of(const Architecture& architecture) { return to_string(architecture); }
 std::string text_of(const std::optional<Stem>& stem) { return stem ? to_string(*stem) : ""; }
 std::string text_of(const TeacherNorm& norm) { return to_string(norm); }
+std::string text_of(const StudentNorm& norm) { return to_string(norm); }
 std::string text_of(const Precision& precision) { return to_string(precision); }
 std::optional<Stem> parse_known_stem(const std::string& word) { return parse_stem(word); }
 
@@ -85,6 +86,9 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
                "Weight of the teacher's own parameters in the first update; rises to 1 by a cosine (published code)");
   flags.word("--bn", "momentum|batch", recipe.bn, parse_teacher_norm, text_of,
              "The teacher's normalisation; batch: plain BatchNorm, for comparison (paper)");
+  flags.word("--student-bn", "fused|torch", recipe.student_bn, parse_student_norm, text_of,
+             "Implementation of the student's BatchNorm: with residual and ReLU fused, or torch's, for comparison; the "
+             "numbers are the same but for rounding (ours)");
   flags.flag("--synchronise-statistics", recipe.synchronise_statistics,
              "With several processes the teacher's normalisation takes the statistics of the whole batch; otherwise "
              "each process takes those of its images (paper)");

@@ -11,6 +11,7 @@ namespace m2teacher {
 namespace {
 
 constexpr Words<TeacherNorm, 2> kTeacherNorms = {{{TeacherNorm::Momentum, "momentum"}, {TeacherNorm::Batch, "batch"}}};
+constexpr Words<StudentNorm, 2> kStudentNorms = {{{StudentNorm::Fused, "fused"}, {StudentNorm::Torch, "torch"}}};
 constexpr Words<Precision, 2> kPrecisions = {{{Precision::Float32, "fp32"}, {Precision::BFloat16, "bf16"}}};
 
 constexpr int64_t kSmallSide = 64;
@@ -51,8 +52,10 @@ void check(const PretrainOptions& options, int64_t images) {
 }  // namespace
 
 std::string to_string(TeacherNorm norm) { return word_of(kTeacherNorms, norm); }
+std::string to_string(StudentNorm norm) { return word_of(kStudentNorms, norm); }
 std::string to_string(Precision precision) { return word_of(kPrecisions, precision); }
 TeacherNorm parse_teacher_norm(const std::string& word) { return parse_word("--bn", kTeacherNorms, word); }
+StudentNorm parse_student_norm(const std::string& word) { return parse_word("--student-bn", kStudentNorms, word); }
 Precision parse_precision(const std::string& word) { return parse_word("--precision", kPrecisions, word); }
 
 PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShape& shape) {

@@ -16,6 +16,12 @@ enum class TeacherNorm {
   Batch,     ///< "batch": BatchNorm, for comparison
 };
 
+/// Normalisation of the student: BatchNorm, by one of two implementations.
+enum class StudentNorm {
+  Fused,  ///< "fused": momentum_bn's, with residual and ReLU in its passes
+  Torch,  ///< "torch": torch's, for comparison
+};
+
 /// What the networks compute in. Parameters, statistics, averages and the optimiser are float32 in either case.
 enum class Precision {
   Float32,   ///< "fp32"
@@ -24,8 +30,10 @@ enum class Precision {
 
 /// The word for it. `parse_*` throw UserError for an unknown one.
 std::string to_string(TeacherNorm norm);
+std::string to_string(StudentNorm norm);
 std::string to_string(Precision precision);
 TeacherNorm parse_teacher_norm(const std::string& word);
+StudentNorm parse_student_norm(const std::string& word);
 Precision parse_precision(const std::string& word);
 
 /// The recipe. Defaults are those of the paper (arXiv 2101.07525, section 4.1) as its published code has them
@@ -34,6 +42,7 @@ struct PretrainOptions {
   BranchOptions model;
   AugmentOptions augment;
   TeacherNorm bn = TeacherNorm::Momentum;
+  StudentNorm student_bn = StudentNorm::Fused;
   Precision precision = Precision::Float32;
   int64_t batch_size = 256;             ///< images per step, each seen in two views
   double epochs = 100;                  ///< passes over the images

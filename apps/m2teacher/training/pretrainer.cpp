@@ -85,13 +85,17 @@ Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const 
       share_(share_of_batch(options_.batch_size, ranks.rank(), ranks.count())),
       batches_(
           make_training_batches(data_, options_.augment, options_.batch_size, share_, options_.seed, *options_.steps)),
-      student_(options_.model, BranchImpl::Side::Student, in_view_order(batch_norm())),
+      student_(options_.model, BranchImpl::Side::Student, in_view_order(student_norm())),
       teacher_(student_,
                Branch(options_.model, BranchImpl::Side::Teacher,
                       in_view_order(teacher_norm ? teacher_norm : own_teacher_norm())),
                *options_.steps, options_.param_momentum),
       gradients_(ranks.alone() ? nullptr : std::make_unique<GradientSum>(*student_, ranks, /*passes=*/2)),
       optimiser_(*student_, options_.sgd_momentum, options_.weight_decay) {}
+
+NormFactory Pretrainer::student_norm() const {
+  return options_.student_bn == StudentNorm::Torch ? batch_norm() : fused_batch_norm();
+}
 
 NormFactory Pretrainer::own_teacher_norm() const {
   if (options_.bn == TeacherNorm::Batch) {

@@ -87,6 +87,7 @@ class Pretrainer {
   at::Tensor make_view(const TrainingBatch& batch, int64_t which) const;
   /// Whether the teacher's forwards wait for other ranks.
   bool synchronised() const { return options_.synchronise_statistics && !ranks_.alone(); }
+  NormFactory student_norm() const;
   NormFactory own_teacher_norm() const;
   /// Makes the report's loss and wish to stop those of all ranks.
   void share(StepReport& report) const;

@@ -8,17 +8,17 @@
 #include <array>
 #include <type_traits>
 
-// One run of consecutive values of one channel, backward.
+// This file takes one run of consecutive values of one channel backward.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// Where the ReLU's mask comes from: from the signs of y, or from those that x leads to again.
+/// The ReLU's mask comes from the signs of y, or from those that x leads to again.
 enum class Mask { kNone, kFromY, kFromX };
 
 template <Mask kMask>
 using MaskType = std::integral_constant<Mask, kMask>;
 
-/// Calls run(mask) with the mask as a type. For passes that read x.
+/// Calls run(mask) with the mask as a type, for passes that read x.
 template <typename Run>
 void with_input_mask(const BackwardArgs& args, const Run& run) {
   if (!args.relu) {
@@ -43,7 +43,7 @@ void with_mask(const BackwardArgs& args, const Run& run) {
   });
 }
 
-/// What a backward pass reads and writes; null where there is nothing to read or write.
+/// What a backward pass reads and writes. A null pointer means that there is nothing to read or write.
 template <typename T>
 struct BackwardPointers {
   const T* dy;
@@ -61,14 +61,22 @@ struct BackwardPointers {
 
   void advance(int64_t offset) {
     dy += offset;
-    if (x) x += offset;
-    if (y) y += offset;
-    if (dx) dx += offset;
-    if (dresidual) dresidual += offset;
+    if (x) {
+      x += offset;
+    }
+    if (y) {
+      y += offset;
+    }
+    if (dx) {
+      dx += offset;
+    }
+    if (dresidual) {
+      dresidual += offset;
+    }
   }
 };
 
-/// One pack of what is read.
+/// One pack of everything that is read.
 template <typename T, Mask kMask, bool kInput>
 struct BackwardPacks {
   using P = Pack<T>;
@@ -78,26 +86,38 @@ struct BackwardPacks {
   P x;
   P y;
 
-  static BackwardPacks load(const BackwardPointers<T>& p, int64_t i) {
+  MOMENTUM_BN_INLINE static BackwardPacks load(const BackwardPointers<T>& p, int64_t i) {
     BackwardPacks packs;
     packs.dy = P::load_any_order(p.dy + i);
-    if constexpr (kInput) packs.x = P::load_any_order(p.x + i);
-    if constexpr (kMask == Mask::kFromY) packs.y = P::load_any_order(p.y + i);
+    if constexpr (kInput) {
+      packs.x = P::load_any_order(p.x + i);
+    }
+    if constexpr (kMask == Mask::kFromY) {
+      packs.y = P::load_any_order(p.y + i);
+    }
     return packs;
   }
-  /// The first `count` values; the rest is 0. In the order of memory.
-  static BackwardPacks load(const BackwardPointers<T>& p, int64_t i, int64_t count) {
+  /// Loads the first `count` values, in the order of memory; the rest is 0.
+  MOMENTUM_BN_INLINE static BackwardPacks load(const BackwardPointers<T>& p, int64_t i, int64_t count) {
     BackwardPacks packs;
     packs.dy = P::load(p.dy + i, count);
-    if constexpr (kInput) packs.x = P::load(p.x + i, count);
-    if constexpr (kMask == Mask::kFromY) packs.y = P::load(p.y + i, count);
+    if constexpr (kInput) {
+      packs.x = P::load(p.x + i, count);
+    }
+    if constexpr (kMask == Mask::kFromY) {
+      packs.y = P::load(p.y + i, count);
+    }
     return packs;
   }
 
-  /// dy, but 0 where the ReLU let nothing through.
-  P g(const PackCoefficients<T>& forward) const {
-    if constexpr (kMask == Mask::kFromY) return masked(y, dy);
-    if constexpr (kMask == Mask::kFromX) return masked(forward.apply(x), dy);
+  /// Returns dy, but 0 where the ReLU let nothing through.
+  MOMENTUM_BN_INLINE P g(const PackCoefficients<T>& forward) const {
+    if constexpr (kMask == Mask::kFromY) {
+      return masked(y, dy);
+    }
+    if constexpr (kMask == Mask::kFromX) {
+      return masked(forward.apply(x), dy);
+    }
     return dy;
   }
 };
@@ -112,15 +132,11 @@ class BackwardRuns {
   using Packs = BackwardPacks<T, kMask, kInput>;
 
  public:
-  /// Runs that are taken in together: each is two or three in memory, dy, x and y.
+  /// So many runs are taken in together; each is two or three in memory: dy, x and y.
   static constexpr size_t kRuns = 4;
   using Offsets = std::array<int64_t, kRuns>;
 
-  BackwardRuns(const Channels<A>& channels, int64_t channel)
-      : scale_(P::all(
-            static_cast<A>(channels.weight_of(channel) * static_cast<double>(channels.statistics(channel).rstd)))),
-        center_(P::all(channels.statistics(channel).center)),
-        forward_(channels.coefficients(channel)) {}
+  BackwardRuns(const Channels<A>& channels, int64_t channel) : of_channel_(channels, channel) {}
 
   /// Takes a run of n values in.
   void add(BackwardPointers<T> pointers, int64_t n) {
@@ -130,7 +146,7 @@ class BackwardRuns {
     }
   }
 
-  /// Takes kRuns of n values in, each so far behind the pointers.
+  /// Takes kRuns runs of n values in; each lies so far behind the pointers.
   void add_together(const BackwardPointers<T>& pointers, const Offsets& offsets, int64_t n) {
     constexpr int64_t kMost = kMostPerLane * V::size();
     const int64_t in_packs = n / P::kSize * P::kSize;
@@ -151,8 +167,20 @@ class BackwardRuns {
   Sums get() const { return {g_.sum(), gx_.sum()}; }
 
  private:
-  /// How far in advance, in values, each run is asked for.
+  /// Each run is asked for this many values in advance.
   static constexpr int64_t kAhead = int64_t{1024} / static_cast<int64_t>(sizeof(T));
+
+  struct OfChannel {
+    P scale;
+    P center;
+    PackCoefficients<T> forward;
+
+    OfChannel(const Channels<A>& channels, int64_t channel)
+        : scale(P::all(
+              static_cast<A>(channels.weight_of(channel) * static_cast<double>(channels.statistics(channel).rstd)))),
+          center(P::all(channels.statistics(channel).center)),
+          forward(channels.coefficients(channel)) {}
+  };
 
   struct Registers {
     V g[kRuns];
@@ -160,99 +188,130 @@ class BackwardRuns {
 
     Registers() {
 #pragma GCC unroll 4
-      for (size_t r = 0; r < kRuns; ++r) g[r] = gx[r] = V(0);
+      for (size_t r = 0; r < kRuns; ++r) {
+        g[r] = gx[r] = V(0);
+      }
     }
-    /// kInOne: into one register, else into neighbouring ones.
+    /// With kInOne a pack goes into one register, else into neighbouring ones.
     template <bool kInOne>
-    void take(size_t at, const P& of_g, const P& of_gx) {
+    MOMENTUM_BN_INLINE void take(size_t at, const P& of_g, const P& of_gx) {
       for (size_t r = 0; r < P::kRegisters; ++r) {
         const size_t to = kInOne ? at : at + r;
         g[to] = g[to] + of_g.v[r];
-        if constexpr (kInput) gx[to] = gx[to] + of_gx.v[r];
+        if constexpr (kInput) {
+          gx[to] = gx[to] + of_gx.v[r];
+        }
       }
     }
   };
 
-  void add_one(const BackwardPointers<T>& p, int64_t n) {
+  void add_one(const BackwardPointers<T>& pointers, int64_t n) {
     constexpr size_t kPacks = kRuns / P::kRegisters;
     constexpr int64_t kStep = static_cast<int64_t>(kPacks) * P::kSize;
     Registers registers;
+    // These are kept in registers, as what is written may be anything.
+    const BackwardPointers<T> p = pointers;
+    const OfChannel of_channel = of_channel_;
     int64_t i = 0;
+    const auto one_pack = [&](size_t at, int64_t of_pack) {
+      write(take<false>(registers, at, Packs::load(p, of_pack), of_channel), p, of_pack, of_channel);
+    };
     for (; i + kStep <= n; i += kStep) {
       for (size_t pack = 0; pack < kPacks; ++pack) {
-        one_pack(registers, pack * P::kRegisters, p, i + static_cast<int64_t>(pack) * P::kSize);
+        one_pack(pack * P::kRegisters, i + static_cast<int64_t>(pack) * P::kSize);
       }
     }
-    for (; i + P::kSize <= n; i += P::kSize) one_pack(registers, 0, p, i);
-    if (i < n) last_values(registers, p, i, n - i);
+    for (; i + P::kSize <= n; i += P::kSize) {
+      one_pack(0, i);
+    }
+    if (i < n) {
+      last_values(registers, p, i, n - i);
+    }
     flush(registers);
   }
 
-  /// Values [i, end) of each run, in whole packs.
-  void add_some_together(const BackwardPointers<T>& p, const Offsets& offsets, int64_t i, int64_t end) {
+  /// Takes the values [i, end) of each run in; they are whole packs.
+  void add_some_together(const BackwardPointers<T>& pointers, const Offsets& offsets, int64_t i, int64_t end) {
     Registers registers;
+    const BackwardPointers<T> p = pointers;
+    const OfChannel of_channel = of_channel_;
     for (; i < end; i += P::kSize) {
-      // All reads before the writes: runs may lie a multiple of 4 KB apart, and a read waits for a write to an address
-      // with the same last 12 bits.
+      // All reads come before the writes: runs may lie a multiple of 4 KB apart, and a read waits for a write to an
+      // address with the same last 12 bits.
       P g[kRuns];
 #pragma GCC unroll 4
       for (size_t r = 0; r < kRuns; ++r) {
         const int64_t at = offsets[r] + i;
         prefetch(p.dy + at + kAhead);
-        if constexpr (kInput) prefetch(p.x + at + kAhead);
-        if constexpr (kMask == Mask::kFromY) prefetch(p.y + at + kAhead);
-        g[r] = take<true>(registers, r, Packs::load(p, at));
+        if constexpr (kInput) {
+          prefetch(p.x + at + kAhead);
+        }
+        if constexpr (kMask == Mask::kFromY) {
+          prefetch(p.y + at + kAhead);
+        }
+        g[r] = take<true>(registers, r, Packs::load(p, at), of_channel);
       }
 #pragma GCC unroll 4
-      for (size_t r = 0; r < kRuns; ++r) write_pack(g[r], p, offsets[r] + i);
+      for (size_t r = 0; r < kRuns; ++r) {
+        write(g[r], p, offsets[r] + i, of_channel);
+      }
     }
     flush(registers);
   }
 
-  void one_pack(Registers& registers, size_t at, const BackwardPointers<T>& p, int64_t i) const {
-    write_pack(take<false>(registers, at, Packs::load(p, i)), p, i);
-  }
-
   /// Takes a pack in and returns its g.
   template <bool kInOne>
-  P take(Registers& registers, size_t at, const Packs& packs) const {
-    const P g = packs.g(forward_);
+  MOMENTUM_BN_INLINE static P take(Registers& registers, size_t at, const Packs& packs, const OfChannel& of_channel) {
+    const P g = packs.g(of_channel.forward);
     P gx;
-    if constexpr (kInput) gx = g * (packs.x - center_);
+    if constexpr (kInput) {
+      gx = g * (packs.x - of_channel.center);
+    }
     registers.template take<kInOne>(at, g, gx);
     return g;
   }
 
-  void write_pack(const P& g, const BackwardPointers<T>& p, int64_t i) const {
-    if (p.dresidual) g.template store_any_order<kStream>(p.dresidual + i);
-    if (p.dx) (g * scale_).template store_any_order<kStream>(p.dx + i);
+  MOMENTUM_BN_INLINE static void write(const P& g, const BackwardPointers<T>& p, int64_t i,
+                                       const OfChannel& of_channel) {
+    if (p.dresidual) {
+      g.template store_any_order<kStream>(p.dresidual + i);
+    }
+    if (p.dx) {
+      (g * of_channel.scale).template store_any_order<kStream>(p.dx + i);
+    }
   }
 
-  /// The `count` values from i on, fewer than a pack.
+  /// Takes the `count` values from i on in, which are fewer than a pack.
   void last_values(Registers& registers, const BackwardPointers<T>& p, int64_t i, int64_t count) const {
     const auto packs = Packs::load(p, i, count);
-    const P g = packs.g(forward_);
+    const P g = packs.g(of_channel_.forward);
     P gx;
     // Beyond the end a value reads as 0, but 0 * (0 - center) is no 0 where the center is infinite.
-    if constexpr (kInput) gx = (g * (packs.x - center_)).first(count);
-    if (p.dresidual) g.store(p.dresidual + i, count);
-    if (p.dx) (g * scale_).store(p.dx + i, count);
+    if constexpr (kInput) {
+      gx = (g * (packs.x - of_channel_.center)).first(count);
+    }
+    if (p.dresidual) {
+      g.store(p.dresidual + i, count);
+    }
+    if (p.dx) {
+      (g * of_channel_.scale).store(p.dx + i, count);
+    }
     registers.template take<false>(0, g, gx);
   }
 
   void flush(Registers& registers) {
     g_.add(sum_of(registers.g));
-    if constexpr (kInput) gx_.add(sum_of(registers.gx));
+    if constexpr (kInput) {
+      gx_.add(sum_of(registers.gx));
+    }
   }
 
-  P scale_;
-  P center_;
-  PackCoefficients<T> forward_;
+  OfChannel of_channel_;
   DoubleLanes<A> g_;
   DoubleLanes<A> gx_;
 };
 
-/// What a channel's sums lead to. Without x there is no second sum.
+/// Writes what a channel's sums lead to. Without x there is no second sum.
 template <typename A>
 GradientSums finish_sums(const BackwardArgs& args, const Channels<A>& channels, int64_t channel, const Sums& of_runs) {
   const auto saved = channels.statistics(channel);
@@ -270,7 +329,7 @@ GradientSums finish_sums(const BackwardArgs& args, const Channels<A>& channels, 
   return sums;
 }
 
-/// A backward pass through the statistics in two halves: the first all but dx, the second dx alone.
+/// A backward pass through the statistics has two halves: the first does all but dx, the second dx alone.
 inline BackwardArgs first_half(const BackwardArgs& args) {
   BackwardArgs first = args;
   first.dx = nullptr;
@@ -298,7 +357,7 @@ void with_halves(const BackwardArgs& first, const BackwardArgs& second, const Ru
   });
 }
 
-/// A channel's, in all lanes.
+/// A channel's coefficients, in all lanes.
 template <typename T>
 class PackInputGradient {
   using A = Accumulate<T>;
@@ -311,7 +370,7 @@ class PackInputGradient {
                                                       channels.weight_of(channel), sums)) {}
 
   template <Mask kMask>
-  P apply(const BackwardPacks<T, kMask, true>& packs) const {
+  MOMENTUM_BN_INLINE P apply(const BackwardPacks<T, kMask, true>& packs) const {
     return input_gradient(packs.g(forward_), packs.x - center_, minus_slope_, offset_, scale_);
   }
 
@@ -330,13 +389,15 @@ class PackInputGradient {
   P offset_;
 };
 
-/// dx of a run of n values.
+/// Writes dx of a run of n values.
 template <typename T, Mask kMask, bool kStream>
-inline void input_gradient_run(const BackwardPointers<T>& p, int64_t n, const PackInputGradient<T>& of_channel) {
+inline void input_gradient_run(const BackwardPointers<T>& pointers, int64_t n, const PackInputGradient<T>& of_channel) {
   using P = Pack<T>;
   using Packs = BackwardPacks<T, kMask, true>;
   constexpr int64_t kUnroll = 4;
-  const PackInputGradient<T> coefficients = of_channel;  // in registers: dx may be anything
+  // These are kept in registers, as dx may be anything.
+  const BackwardPointers<T> p = pointers;
+  const PackInputGradient<T> coefficients = of_channel;
   int64_t i = 0;
   for (; i + kUnroll * P::kSize <= n; i += kUnroll * P::kSize) {
     P dx[kUnroll];

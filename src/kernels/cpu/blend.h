@@ -7,12 +7,12 @@
 #include <algorithm>
 #include <cmath>
 
-// What lies between the two reads of the values: from batch statistics to what a channel is normalised with, and to
-// the state.
+// This file holds what happens between the two reads of the values: batch statistics lead to what a channel is
+// normalised with, and to the new state.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// What a layer has for each channel.
+/// The arrays of channels that a layer has.
 template <typename A>
 struct Channels {
   int64_t count;
@@ -35,14 +35,14 @@ struct Channels {
   Coefficients<A> coefficients(int64_t c) const { return coefficients_of(statistics(c), weight_of(c), bias_of(c)); }
 };
 
-/// Some channels; plain loops over short arrays, for the compiler's vectors.
+/// Blends some channels. These are plain loops over short arrays, which compilers turn into vector instructions.
 template <typename A>
 class ChannelBlend {
   static constexpr int64_t kChannels = 64;
 
  public:
-  /// The channels [begin, end).
-  /// @param mean, m2  [channels]
+  /// Blends the channels [begin, end).
+  /// @param mean, m2  arrays [channels]
   static void run(const ForwardArgs& args, const double* mean, const double* m2, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c += kChannels) {
       ChannelBlend(args, c, std::min(kChannels, end - c)).run(mean + c, m2 + c);
@@ -66,7 +66,7 @@ class ChannelBlend {
     update_state();
   }
 
-  /// Mean and variance to normalise with.
+  /// Forms the mean and the variance to normalise with.
   void blend() {
     const double factor = normalising_variance_factor(blend_.variance, blend_.values_per_channel);
     for (int64_t c = 0; c < count_; ++c) {
@@ -121,7 +121,7 @@ class ChannelBlend {
     }
   }
 
-  /// Mean and variance become those of all views so far.
+  /// Turns mean and variance into those of all views so far.
   void take_view() {
     A* __restrict mean_sum = at<A>(blend_.view_mean_sum);
     A* __restrict var_sum = at<A>(blend_.view_var_sum);
@@ -173,23 +173,24 @@ class ChannelBlend {
   const BlendArgs& blend_;
   int64_t begin_;
   int64_t count_;
-  // Of the batch, later of all views; and what to normalise with.
+  // The first two are the batch's and later those of all views; the others normalise.
   double mean_[kChannels];
   double var_[kChannels];
   double norm_mean_[kChannels];
   double norm_var_[kChannels];
 };
 
-/// Where the statistics of channels go.
+/// The arrays that the statistics of channels go to, and what follows.
 template <typename A>
 struct MomentsSink {
   // [channels]
   double* mean;
   double* m2;
-  /// Blends as soon as the statistics of channels are there; or null.
+  /// Where this is not null, channels are blended as soon as their statistics are there.
   const ForwardArgs* forward;
 
-  /// To be called exactly once for each channel when its mean and m2 are written, possibly by several threads at once.
+  /// Must be called exactly once for each channel, when its mean and m2 are written; several threads may call it at
+  /// once.
   void finish(int64_t channel_begin, int64_t channel_end) const {
     if (forward) {
       ChannelBlend<A>::run(*forward, mean, m2, channel_begin, channel_end);
@@ -197,7 +198,7 @@ struct MomentsSink {
   }
 };
 
-/// The coefficients of the channels [begin, end), into arrays of as many.
+/// Writes the coefficients of the channels [begin, end) into arrays of as many.
 template <typename A>
 void coefficients_of_channels(const Channels<A>& channels, int64_t begin, int64_t end, A* __restrict center,
                               A* __restrict scale, A* __restrict shift) {

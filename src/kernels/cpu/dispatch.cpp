@@ -4,26 +4,39 @@
 
 #include <ATen/Version.h>
 
+#include <vector>
+
 namespace momentum_bn::kernels {
 
 namespace {
 
-struct Choice {
-  const char* name;
+struct InstructionSet {
+  std::string name;
   const KernelTable* table;
 };
 
-Choice choose() {
-#ifdef MOMENTUM_BN_X86_KERNELS
-  const auto capability = at::get_cpu_capability();
-  if (capability == "AVX512") return {"AVX512", &table_AVX512()};
-  if (capability == "AVX2") return {"AVX2", &table_AVX2()};
-#endif
-  return {"DEFAULT", &table_DEFAULT()};
+/// Returns all that were built, the least first.
+const std::vector<InstructionSet>& built() {
+  static const std::vector<InstructionSet> sets = {
+#define MOMENTUM_BN_INSTRUCTION_SET(name, runs_here) {#name, &table_##name()},
+#include "kernels/cpu/instruction_sets.inc"
+#undef MOMENTUM_BN_INSTRUCTION_SET
+  };
+  return sets;
 }
 
-const Choice& chosen() {
-  static const Choice choice = choose();
+const InstructionSet& choose() {
+  const auto capability = at::get_cpu_capability();
+  for (const auto& set : built()) {
+    if (set.name == capability) {
+      return set;
+    }
+  }
+  return built().front();
+}
+
+const InstructionSet& chosen() {
+  static const InstructionSet& choice = choose();
   return choice;
 }
 
@@ -34,11 +47,11 @@ const KernelTable& table() { return *chosen().table; }
 std::string capability_in_use() { return chosen().name; }
 
 std::string built_capabilities() {
-#ifdef MOMENTUM_BN_X86_KERNELS
-  return "DEFAULT AVX2 AVX512";
-#else
-  return "DEFAULT";
-#endif
+  std::string names;
+  for (const auto& set : built()) {
+    names += (names.empty() ? "" : " ") + set.name;
+  }
+  return names;
 }
 
 }  // namespace momentum_bn::kernels

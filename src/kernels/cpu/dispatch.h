@@ -6,10 +6,11 @@
 
 namespace momentum_bn::kernels {
 
-/// The kernels for the instruction set that torch runs with (which ATEN_CPU_CAPABILITY can lower). Chosen once.
+/// Returns the kernels for the instruction set that torch runs with, which ATEN_CPU_CAPABILITY can lower. They are
+/// chosen once.
 const KernelTable& table();
 
-/// For example "DEFAULT AVX2 AVX512".
+/// Names the instruction sets, for example "DEFAULT AVX2 AVX512".
 std::string built_capabilities();
 std::string capability_in_use();
 

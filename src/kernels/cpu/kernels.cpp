@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with CPU_CAPABILITY naming it.
+// This source is compiled once per instruction set, which CPU_CAPABILITY names.
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/blend.h"

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-// The interface of the CPU kernels: pointers and sizes in, numbers out; no tensors, no dispatcher, no state.
-// One source (kernels.cpp) is compiled once per instruction set; dispatch.cpp picks.
+// This is the interface of the CPU kernels: they take pointers and sizes and write numbers, and know neither tensors
+// nor dispatcher nor state. One source (kernels.cpp) is compiled once per instruction set; dispatch.cpp picks.
 //
 // Arrays [channels] are double for Type::kDouble, else float, unless they are declared double. A null pointer means
 // that there is none.
@@ -18,41 +18,41 @@ namespace momentum_bn::kernels {
 using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t tasks, Body body, void* context);
 
-/// What a forward pass keeps of its statistics for the backward pass: rows of [channels].
-/// 0 the mean that normalises, rounded; 1 what it lost to rounding; 2 1 / sqrt(variance + eps).
+/// A forward pass keeps its statistics for the backward pass in rows of [channels]. Row 0 is the mean that normalises,
+/// rounded; row 1 is what it lost to rounding; row 2 is 1 / sqrt(variance + eps).
 constexpr int kSavedRows = 3;
-/// The same where gradients flow through the statistics. 3 the mean that normalises less the batch's; 4 m / n;
-/// 5 m * c / n: m is the batch's weight in the blend, n values per channel, c what the batch's biased variance is
-/// multiplied with before it normalises.
+/// There are more rows where gradients flow through the statistics. Row 3 is the mean that normalises less the batch's;
+/// row 4 is m / n and row 5 is m * c / n, where m is the batch's weight in the blend, n the number of values per
+/// channel, and c what the batch's biased variance is multiplied with before it normalises.
 constexpr int kSavedRowsThroughStatistics = 6;
 
 struct StatisticsArgs {
   Type type;
   Shape shape;
   const void* x;
-  // [channels], written: the mean and the sum of squared deviations from it.
+  // Arrays [channels] that are written: the mean and the sum of squared deviations from it.
   double* mean;
   double* m2;
   ParallelFor parallel_for;
 };
 
-/// From a channel's batch statistics to what it is normalised with, and to the state.
+/// How batch statistics lead to what a channel is normalised with, and to the new state.
 struct BlendArgs {
-  double values_per_channel;  // n, of all that mean and m2 were taken over: of all processes of a group
+  double values_per_channel;  // n, over all that mean and m2 were taken over: all processes of a group
   double eps;
   Variance variance;
-  /// Of the batch in what normalises. With 1 it normalises alone, whatever the running statistics hold.
+  /// The batch's weight in what normalises. With 1 it normalises alone, whatever the running statistics hold.
   double batch_weight;
-  /// Of the batch, or of the mean of the views, in the update of the running statistics.
+  /// The weight of the batch, or of the mean of the views, in the update of the running statistics.
   double update_weight;
-  double views;           // in the update, this one counted
-  bool completes_update;  // else the running statistics stay as they are
-  // [channels]
+  double views;           // the number of views in the update, this one counted
+  bool completes_update;  // where it is not set the running statistics stay as they are
+  // Arrays [channels].
   void* running_mean;
   void* running_var;
-  void* view_mean_sum;  // null: an update takes one batch
+  void* view_mean_sum;  // null where an update takes one batch
   void* view_var_sum;
-  void* batch_mean;  // written: of the batch, the variance unbiased
+  void* batch_mean;  // written: those of the batch, the variance unbiased
   void* batch_var;
 };
 
@@ -64,9 +64,9 @@ struct ForwardArgs {
   const void* residual;
   void* y;  // may be x, as may the residual
   bool relu;
-  /// y is large, not x and was written before: better written past the caches.
+  /// y is large, is not x and was written before, so that it is better written past the caches.
   bool stream;
-  // [channels]
+  // Arrays [channels].
   const void* weight;
   const void* bias;
   /// [saved_rows][channels]. forward() writes it, normalize() reads the first kSavedRows.
@@ -74,8 +74,8 @@ struct ForwardArgs {
   int saved_rows;  // kSavedRows or kSavedRowsThroughStatistics
   /// What forward() blends; normalize() ignores it.
   const BlendArgs* blend;
-  /// [channels], both or none: where statistics_given is set what forward() normalises with, as statistics() writes
-  /// them; else forward() writes those of x.
+  /// Arrays [channels], both or none. Where statistics_given is set forward() normalises with these, which are as
+  /// statistics() writes them; else it writes those of x.
   double* mean;
   double* m2;
   bool statistics_given;
@@ -91,17 +91,17 @@ struct BackwardArgs {
   Type type;
   Shape shape;  // may be without values in gradient_sums() and gradient_of_input()
   const void* dy;
-  const void* x;  // null only in backward(), without dweight, where y is given or relu not set
+  const void* x;  // may be null only in backward(), without dweight, where y is given or relu not set
   bool relu;
-  /// Forward's output, read where relu is set. Null: its signs are made again from x, to the same bits, for which the
-  /// forward pass must have had no residual, and the weight and bias given here.
+  /// Forward's output, which is read where relu is set. Where it is null its signs are made again from x, to the same
+  /// bits; the forward pass must then have had no residual, and the weight and bias that are given here.
   const void* y;
   void* dx;         // may be dy
-  void* dresidual;  // not dy
-  /// dx and dresidual are large, not dy and were written before: better written past the caches.
+  void* dresidual;  // must not be dy
+  /// dx and dresidual are large, are not dy and were written before, so that they are better written past the caches.
   bool stream;
-  const void* saved;  // as forward() wrote it; all rows only where gradients flow through the statistics
-  // [channels]
+  const void* saved;  // as forward() wrote it; kSavedRows are enough with constant statistics
+  // Arrays [channels].
   const void* weight;
   const void* bias;  // read only where the signs of y are made from x
   void* dweight;     // written
@@ -113,20 +113,20 @@ struct BackwardArgs {
 };
 
 struct KernelTable {
-  /// mean and m2 of x.
+  /// Writes mean and m2 of x.
   void (*statistics)(const StatisticsArgs&);
-  /// Statistics, unless they are given, blend, y.
+  /// Forms the statistics, unless they are given, blends them, and writes y.
   void (*forward)(const ForwardArgs&);
-  /// y with the statistics in `saved`.
+  /// Writes y, with the statistics in `saved`.
   void (*normalize)(const ForwardArgs&);
-  /// With constant statistics: everything, or what is asked for of it, in one pass.
+  /// Takes the statistics for constants, and writes what is asked for in one pass.
   void (*backward)(const BackwardArgs&);
-  /// Through the statistics: everything, dx among it.
+  /// Writes everything, dx through the statistics.
   void (*backward_through_statistics)(const BackwardArgs&);
-  /// Its first half: all but dx.
+  /// Does the first half of that: all but dx.
   void (*gradient_sums)(const BackwardArgs&);
-  /// Its second half: dx alone. Where there is a dresidual, gradient_sums() has written it, and it is read in the place
-  /// of dy and y.
+  /// Does the second half: dx alone. Where there is a dresidual, gradient_sums() has written it, and it is read in the
+  /// place of dy and y.
   void (*gradient_of_input)(const BackwardArgs&);
 };
 

@@ -8,24 +8,24 @@
 #include <cmath>
 #include <limits>
 
-// Mean and sum of squared deviations of a channel. What is summed is x - shift and its square, in the accumulate type
-// over some values and in double over all. The shift is the mean of eight values, a power of 2 so that inputs whose
-// sums are exact give the same bits in whatever order they are added. Where it turns out to lie far from the mean, in
-// units of the deviation, the sums are formed again around the mean: nothing is ever squared that is much larger than
-// the deviation. Parts of a channel are merged in double (Chan, Golub, LeVeque 1979).
+// This file forms the mean and the sum of squared deviations of a channel. What is summed is x - shift and its square,
+// in the accumulate type over some values and in double over all. The shift is the mean of eight values, a power of 2
+// so that inputs whose sums are exact give the same bits in whatever order they are added. Where it turns out to lie
+// far from the mean, in units of the deviation, the sums are formed again around the mean: nothing is ever squared that
+// is much larger than the deviation. Parts of a channel are merged in double (Chan, Golub, LeVeque 1979).
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// Of x - shift and of its square.
+/// The sums of x - shift and of its square.
 struct Sums {
   double first;
   double second;
 };
 
-/// Deviations of the shift from the mean that cost the sum of squares less than its own rounding.
+/// A shift this many deviations away from the mean costs the sum of squares less than its own rounding.
 constexpr double kNear = 2;
 
-/// Whether m2 can be told from sums around this shift.
+/// Tells whether m2 can be had from sums around this shift.
 inline bool shift_is_near(const Sums& sums, double count) {
   const double of_shift = sums.first * (sums.first / count);
   return of_shift <= kNear * kNear * (sums.second - of_shift);
@@ -36,10 +36,10 @@ inline BatchMoments moments_of(const Sums& sums, double shift, double count) {
   return {shift + mean, std::max(0.0, sums.second - sums.first * mean), count};
 }
 
-/// Of so many values the first shift is the mean.
+/// The first shift is the mean of so many values.
 constexpr int64_t kSamples = 8;
 
-/// Added in pairs, so that of equal values the sum is exact.
+/// Adds the samples in pairs, so that the sum of equal values is exact.
 template <typename A, typename Value>
 A mean_of_samples(const Value& value) {
   const A sum = ((value(0) + value(1)) + (value(2) + value(3))) + ((value(4) + value(5)) + (value(6) + value(7)));
@@ -47,13 +47,14 @@ A mean_of_samples(const Value& value) {
   return std::isfinite(mean) ? mean : 0;
 }
 
-/// The shift to begin with, value(i) being the i-th of `count` values. Of fewer than kSamples some are taken again.
+/// Returns the shift to begin with, value(i) being the i-th of `count` values. Where there are fewer than kSamples,
+/// some are taken twice.
 template <typename A, typename Value>
 A first_shift(int64_t count, const Value& value) {
   return mean_of_samples<A>([&](int64_t i) { return static_cast<A>(value(count * i / kSamples)); });
 }
 
-/// One value after the other in double, for magnitudes whose squares the accumulate type does not hold.
+/// Takes one value after the other in, in double, for magnitudes whose squares the accumulate type does not hold.
 class DoubleMoments {
  public:
   template <typename T>
@@ -70,18 +71,20 @@ class DoubleMoments {
   BatchMoments moments_ = {0, 0, 0};
 };
 
-/// In pairs; overwrites them.
+/// Adds registers in pairs and overwrites them.
 template <typename V, int kCount>
 V sum_of(V (&registers)[kCount]) {
 #pragma GCC unroll 4
   for (int step = 1; step < kCount; step *= 2) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kCount; r += 2 * step) registers[r] = registers[r] + registers[r + step];
+    for (int r = 0; r < kCount; r += 2 * step) {
+      registers[r] = registers[r] + registers[r + step];
+    }
   }
   return registers[0];
 }
 
-/// A register that is summed up in double.
+/// Sums registers up in double.
 template <typename A>
 class DoubleLanes {
   using V = at::vec::Vectorized<A>;
@@ -90,11 +93,15 @@ class DoubleLanes {
   void add(const V& values) {
     A lanes[V::size()];
     values.store(lanes);
-    for (int64_t i = 0; i < V::size(); ++i) lanes_[i] += static_cast<double>(lanes[i]);
+    for (int64_t i = 0; i < V::size(); ++i) {
+      lanes_[i] += static_cast<double>(lanes[i]);
+    }
   }
   double sum() const {
     double sum = 0;
-    for (const double lane : lanes_) sum += lane;
+    for (const double lane : lanes_) {
+      sum += lane;
+    }
     return sum;
   }
 
@@ -104,7 +111,7 @@ class DoubleLanes {
 
 /// So many values of each lane are added up in a register of the accumulate type before it is flushed into double.
 constexpr int64_t kMostPerLane = 64;
-/// Registers that sums over one run are spread over, for shorter chains.
+/// Sums over one run are spread over so many registers, for shorter chains.
 constexpr int kSpread = 4;
 /// So many values of one run are added up at once.
 template <typename T>
@@ -112,15 +119,11 @@ constexpr int64_t kMostAtOnce = kMostPerLane * kSpread * at::vec::Vectorized<Acc
 
 /// So many runs are read together: memory is read faster in several places at once, each in order, and the processor
 /// has registers for the sums of so many.
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kTogether = 8;
-#else
-constexpr int kTogether = 4;
-#endif
-/// How far in advance, in bytes, each of them is asked for: about 8 KB in all.
+constexpr int kTogether = kHas32Registers ? 8 : 4;
+/// Each of them is asked for this many bytes in advance: about 8 KB in all.
 constexpr int64_t kAheadTogether = int64_t{8} * 1024 / kTogether;
 
-/// Where runs begin that are read together.
+/// The addresses where runs begin that are read together.
 template <typename T>
 using Together = std::array<const T*, kTogether>;
 
@@ -152,12 +155,16 @@ class RunSums {
       shift_ == 0 ? add_together<false>(x, i, end) : add_together<true>(x, i, end);
     }
     count_ += in_packs * kTogether;
-    if (in_packs == n) return;
-    for (const T* run : x) add(run + in_packs, n - in_packs);
+    if (in_packs == n) {
+      return;
+    }
+    for (const T* run : x) {
+      add(run + in_packs, n - in_packs);
+    }
   }
 
   A shift() const { return shift_; }
-  /// Values taken in.
+  /// The number of values taken in.
   double count() const { return static_cast<double>(count_); }
 
   Sums get() const { return {first_.sum(), second_.sum()}; }
@@ -173,12 +180,16 @@ class RunSums {
         registers.template take<kShifted>(p * P::kRegisters, P::load_any_order(x + i + p * P::kSize));
       }
     }
-    for (; i + P::kSize <= n; i += P::kSize) registers.template take<kShifted>(0, P::load_any_order(x + i));
-    if (i < n) registers.template take_first<kShifted>(0, x + i, n - i);
+    for (; i + P::kSize <= n; i += P::kSize) {
+      registers.template take<kShifted>(0, P::load_any_order(x + i));
+    }
+    if (i < n) {
+      registers.template take_first<kShifted>(0, x + i, n - i);
+    }
     flush(registers);
   }
 
-  /// Values [i, end) of each run, in whole packs.
+  /// Takes the values [i, end) of each run in; they are whole packs.
   template <bool kShifted>
   void add_together(const Together<T>& x, int64_t i, int64_t end) {
     constexpr int64_t kAhead = kAheadTogether / static_cast<int64_t>(sizeof(T));
@@ -198,23 +209,25 @@ class RunSums {
   struct Registers {
     explicit Registers(A shift_by) : shift(P::all(shift_by)) {
 #pragma GCC unroll 8
-      for (int r = 0; r < kCount; ++r) first[r] = second[r] = V(0);
+      for (int r = 0; r < kCount; ++r) {
+        first[r] = second[r] = V(0);
+      }
     }
 
-    /// kInOne: into one register, else into neighbouring ones.
+    /// With kInOne a pack goes into one register, else into neighbouring ones.
     template <bool kShifted, bool kInOne = false>
-    void take(int at, const P& values) {
+    MOMENTUM_BN_INLINE void take(int at, const P& values) {
       add<kInOne>(at, kShifted ? values - shift : values);
     }
-    /// The first `count` values.
+    /// Takes the first `count` values in.
     template <bool kShifted>
-    void take_first(int at, const T* from, int64_t count) {
+    MOMENTUM_BN_INLINE void take_first(int at, const T* from, int64_t count) {
       const P values = P::load(from, count);
       add<false>(at, (kShifted ? values - shift : values).first(count));
     }
 
     template <bool kInOne>
-    void add(int at, const P& d) {
+    MOMENTUM_BN_INLINE void add(int at, const P& d) {
       for (int r = 0; r < P::kRegisters; ++r) {
         const int to = kInOne ? at : at + r;
         first[to] = first[to] + d.v[r];

@@ -4,11 +4,10 @@
 
 namespace momentum_bn::kernels {
 
-// The kernels of each instruction set: one per object library of CMakeLists.txt.
-const KernelTable& table_DEFAULT();
-#ifdef MOMENTUM_BN_X86_KERNELS
-const KernelTable& table_AVX2();
-const KernelTable& table_AVX512();
-#endif
+// Each instruction set has its table of kernels, table_DEFAULT() and so on, in an object library of its own.
+// CMakeLists.txt writes the list that is included here.
+#define MOMENTUM_BN_INSTRUCTION_SET(name, runs_here) const KernelTable& table_##name();
+#include "kernels/cpu/instruction_sets.inc"
+#undef MOMENTUM_BN_INSTRUCTION_SET
 
 }  // namespace momentum_bn::kernels

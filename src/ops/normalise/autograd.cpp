@@ -39,8 +39,7 @@ bool needs_composite(const at::Tensor& x, std::initializer_list<const MaybeTenso
   if (c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerBackMode)) {
     return true;
   }
-  return torch::autograd::isFwGradDefined(x) ||
-         std::any_of(inputs.begin(), inputs.end(), [](const auto* input) {
+  return torch::autograd::isFwGradDefined(x) || std::any_of(inputs.begin(), inputs.end(), [](const auto* input) {
            return *input && (*input)->defined() && torch::autograd::isFwGradDefined(*input);
          });
 }
@@ -90,9 +89,24 @@ class Inputs {
   size_t edge_ = 1;  // behind x
 };
 
-/// Saves for the backward pass what its inputs need, and no more. x: where weight takes a gradient, or x itself does and
-/// the statistics are not constant. The activation's mask comes from x where x is kept anyway and no residual was added
-/// to it, else from y.
+/// Whether the backward pass adds up over the ranks of a group.
+template <typename Train>
+bool backward_asks_group(const Train& call) {
+  return !call.detach_statistics && call.process_group && ranks_of_process_group(*call.process_group) > 1;
+}
+
+/// at:: operations know no collective, so would take the other ranks' statistics for constants.
+template <typename Train>
+void check_composite(const Train& call) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!backward_asks_group(call),
+                              "torch.func and forward-mode derivatives through the statistics of a process_group are "
+                              "not supported: use autograd's backward pass, process_group=None, or a layer whose "
+                              "statistics are detached");
+}
+
+/// Saves for the backward pass what its inputs need, and no more. x: where weight takes a gradient, or x itself does
+/// and the statistics are not constant. The activation's mask comes from x where x is kept anyway and no residual was
+/// added to it, else from y.
 template <typename Train>
 void save_for_backward(AutogradContext* ctx, const Train& call, const at::Tensor& y, const at::Tensor& saved) {
   const bool has_residual = call.residual && call.residual->defined();
@@ -103,9 +117,8 @@ void save_for_backward(AutogradContext* ctx, const Train& call, const at::Tensor
                           mask_from_x ? tensor_or_none(call.bias) : at::Tensor(), saved});
   ctx->saved_data["activation"] =
       call.activation ? std::optional<std::string>(std::string(*call.activation)) : std::nullopt;
-  ctx->saved_data["group"] = !call.detach_statistics && call.process_group
-                                 ? std::optional<std::string>(std::string(*call.process_group))
-                                 : std::nullopt;
+  ctx->saved_data["group"] =
+      backward_asks_group(call) ? std::optional<std::string>(std::string(*call.process_group)) : std::nullopt;
   Inputs::save(ctx, {&call.residual, &call.weight, &call.bias});
 }
 
@@ -123,16 +136,16 @@ Gradients own_gradients(const ops::Backward& call) {
     return ops::call(call);
   }
   at::Tensor dx = call.dy;
-  const ops::BackwardInplace inplace = {dx,         call.x,     call.y,          call.weight,
-                                        call.bias,  call.saved, call.activation, call.output_mask};
+  const ops::BackwardInplace inplace = {dx,        call.x,     call.y,          call.weight,
+                                        call.bias, call.saved, call.activation, call.output_mask};
   auto [dweight, dbias, dresidual] = ops::call(inplace);
   return {dx, dweight, dbias, dresidual};
 }
 
 /// The same through the statistics of a group: its ranks' sums are added up in one collective.
 Gradients gradients_in_group(const ops::Backward& call, const std::string& group) {
-  TORCH_CHECK(!records(call.dy, {&call.x, &call.weight}),
-              "a gradient of the gradient through the statistics of a process_group is not supported");
+  TORCH_CHECK_NOT_IMPLEMENTED(!records(call.dy, {&call.x, &call.weight}),
+                              "a gradient of the gradient through the statistics of a process_group is not supported");
   auto [sums, dweight, dbias, dresidual] = ops::call(ops::as<ops::GradientSums>(call));
   at::Tensor dx;
   // The others wait for this rank's sums, whatever it needs itself.
@@ -276,15 +289,21 @@ struct FunctionalNode : Function<FunctionalNode> {
     const MaybeTensor x = tensors[0];
     const MaybeTensor weight_tensor = tensors[1];
     const MaybeTensor none;
-    auto [dx, dweight, dbias, _] =
-        own_gradients({{dy[0], x, none, weight_tensor, none, tensors[2], std::nullopt,
-                        {ctx->needs_input_grad(0), weight, bias, false}}});
+    auto [dx, dweight, dbias, _] = own_gradients({{dy[0],
+                                                   x,
+                                                   none,
+                                                   weight_tensor,
+                                                   none,
+                                                   tensors[2],
+                                                   std::nullopt,
+                                                   {ctx->needs_input_grad(0), weight, bias, false}}});
     return {dx, dweight, dbias, {}};
   }
 };
 
 std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) {
   if (needs_composite(call.x, {&call.residual, &call.weight, &call.bias})) {
+    check_composite(call);
     return composite::forward_train(call);
   }
   if (!records(call.x, {&call.residual, &call.weight, &call.bias})) {
@@ -296,6 +315,7 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) 
 
 at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
   if (needs_composite(call.x, {&call.residual, &call.weight, &call.bias})) {
+    check_composite(call);
     auto [y, saved] = composite::forward_train(ops::as<ops::ForwardTrain>(call));
     call.x.copy_(y);
     return saved;
@@ -358,8 +378,8 @@ TORCH_LIBRARY_IMPL(momentum_bn, Autograd, m) {
   ops::implement<without_derivative<ops::BackwardInplace>>(m);
   ops::implement<without_derivative<ops::GradientSums>>(m);
   ops::implement<without_derivative<ops::GradientOfInput>>(m);
-  for (const char* name : {"_batch_statistics", "_group_statistics", "_check_input", "_check_parameters",
-                           "_advance_schedule_"}) {
+  for (const char* name :
+       {"_batch_statistics", "_group_statistics", "_check_input", "_check_parameters", "_advance_schedule_"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
 }

@@ -6,8 +6,8 @@
 #include <optional>
 #include <tuple>
 
-// The operators that normalise, as structs of their arguments: see ops/shared/operator.h. Their schemas, and the meaning
-// of `state` and `saved`, are in schemas.cpp.
+// The operators that normalise, as structs of their arguments: see ops/shared/operator.h. Their schemas, and the
+// meaning of `state` and `saved`, are in schemas.cpp.
 
 namespace momentum_bn::ops {
 

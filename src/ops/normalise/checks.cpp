@@ -74,9 +74,10 @@ void check_backward(const at::Tensor& dy, const ops::MaybeTensor& x, const ops::
                     const ops::MaybeTensor& weight, const ops::MaybeTensor& bias, const at::Tensor& saved, bool relu,
                     const ops::OutputMask& output_mask, bool through_statistics) {
   check_input(dy, std::nullopt);
-  TORCH_CHECK_VALUE(given(x) || !(output_mask[1] || (output_mask[0] && through_statistics) || (relu && !given(y))),
-                    "x must be given where the weight's gradient is asked for, where the statistics take gradients, and "
-                    "where the activation's mask is not taken from y (got None)");
+  TORCH_CHECK_VALUE(
+      given(x) || !(output_mask[1] || (output_mask[0] && through_statistics) || (relu && !given(y))),
+      "x must be given where the weight's gradient is asked for, where the statistics take gradients, and "
+      "where the activation's mask is not taken from y (got None)");
   TORCH_CHECK_VALUE(given(weight) || !output_mask[1],
                     "weight must be given where its gradient is asked for (got None)");
   if (given(x)) {

@@ -196,8 +196,8 @@ void update_state(const State& state, const Batch<Count>& batch, const Config& c
   state.num_batches_tracked.add_(1);
   if (!state.has_schedule()) {
     const auto options = state.running_mean.options().dtype(type);
-    const auto weight = config.momentum ? at::full({}, *config.momentum, options)
-                                        : 1.0 / state.num_batches_tracked.to(type);
+    const auto weight =
+        config.momentum ? at::full({}, *config.momentum, options) : 1.0 / state.num_batches_tracked.to(type);
     move_running(state.running_mean, mean.to(type), weight, {});
     move_running(state.running_var, batch.unbiased_variance().to(type) * factor, weight, {});
     return;
@@ -222,15 +222,14 @@ std::tuple<at::Tensor, at::Tensor> normalize_and_update(const TrainInputs& input
   const Batch<Count> constant = {batch.moments.detached(), batch.n};
   const auto& used = config.detach_statistics ? constant : batch;
   const auto m = blend_weight(state);
-  const auto statistics =
-      blend(inputs.x, used, state.running_mean, state.running_var, m, config.eps, config.variance);
+  const auto statistics = blend(inputs.x, used, state.running_mean, state.running_var, m, config.eps, config.variance);
   auto saved = saved_of(inputs.x, constant, statistics, m, config);
   update_state(state, constant, config);
   return {normalize(inputs, statistics, config.activation), saved};
 }
 
-/// What normalised x, as functions of x: the numbers are those of `saved`, the derivatives those of a blend in which the
-/// batch has the shares that `saved` tells.
+/// What normalised x, as functions of x: the numbers are those of `saved`, the derivatives those of a blend in which
+/// the batch has the shares that `saved` tells.
 struct ThroughStatistics {
   Statistics statistics;
   at::Tensor deviation;  // x - the batch's mean
@@ -345,9 +344,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::B
   if (relu) {
     const MaybeTensor none;
     const bool has_y = call.y && call.y->defined();
-    const auto y = has_y ? *call.y
-                         : normalize({*call.x, none, call.weight, call.bias}, statistics_of(call.saved),
-                                     Activation::None);
+    const auto y =
+        has_y ? *call.y
+              : normalize({*call.x, none, call.weight, call.bias}, statistics_of(call.saved), Activation::None);
     g = g * (y.detach() > 0);
   }
 
@@ -431,8 +430,8 @@ at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
   const bool relu = activation_of(call.activation) == Activation::ReLU;
   check_gradient_of_input(call, relu);
   const MaybeTensor x = call.x;
-  const ops::Backward masked = {call.dy,        x, call.y, call.weight, call.bias, call.saved, call.activation,
-                                {false, false, false, true}};
+  const ops::Backward masked = {call.dy,   x,          call.y,          call.weight,
+                                call.bias, call.saved, call.activation, {false, false, false, true}};
   const auto g = std::get<3>(backward(masked)).to(call.saved.scalar_type());
   const auto used = through_statistics(call.x, call.saved);
   const auto sums = call.sums.to(call.saved.scalar_type());

@@ -132,7 +132,8 @@ class StateUpdate {
 
   double update_weight() const {
     if (!state_.has_schedule()) {
-      return config_.momentum ? *config_.momentum : 1.0 / static_cast<double>(read_count(state_.num_batches_tracked) + 1);
+      return config_.momentum ? *config_.momentum
+                              : 1.0 / static_cast<double>(read_count(state_.num_batches_tracked) + 1);
     }
     const double momentum = read_momentum(state_.momentum);
     return momentum >= 0 ? momentum : 1.0 / static_cast<double>(read_count(state_.cur_iter) + 1);

@@ -1,5 +1,5 @@
-// Shapes, dtypes and memory formats of the results of the operators that normalise, without values: for meta tensors and
-// for tracing.
+// Shapes, dtypes and memory formats of the results of the operators that normalise, without values: for meta tensors
+// and for tracing.
 
 #include "ops/normalise/calls.h"
 #include "ops/normalise/checks.h"

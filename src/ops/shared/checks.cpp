@@ -40,7 +40,8 @@ void check_param_momentum(double param_momentum) {
 
 void check_input(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
   TORCH_CHECK_VALUE(x.dim() >= 2, "expected at least 2D input (got ", x.dim(), "D input)");
-  TORCH_CHECK_TYPE(has_kernels(x.scalar_type()), "x must be float32, float64, bfloat16 or float16 (got ", x.scalar_type(), ")");
+  TORCH_CHECK_TYPE(has_kernels(x.scalar_type()), "x must be float32, float64, bfloat16 or float16 (got ",
+                   x.scalar_type(), ")");
   TORCH_CHECK_VALUE(x.layout() == at::kStrided, "x must be a dense tensor (got layout ", x.layout(), ")");
   if (residual && residual->defined()) {
     check_same(*residual, "residual", x, "x");
@@ -87,8 +88,7 @@ void check_scalar(const at::Tensor& tensor, const char* name, std::initializer_l
   const bool has_dtype = std::find(dtypes.begin(), dtypes.end(), tensor.scalar_type()) != dtypes.end();
   TORCH_CHECK_TYPE(has_dtype, name, " must be ", c10::Join(" or ", std::vector<at::ScalarType>(dtypes)), " (got ",
                    tensor.scalar_type(), ")");
-  TORCH_CHECK_VALUE(tensor.device() == device, name, " must be on the device ", device,
-                    " (got ", tensor.device(), ")");
+  TORCH_CHECK_VALUE(tensor.device() == device, name, " must be on the device ", device, " (got ", tensor.device(), ")");
 }
 
 void check_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum) {
@@ -117,8 +117,8 @@ void check_pairs(at::TensorList teacher, at::TensorList master, at::TensorList s
                       student[i].sym_sizes(), ")");
     const bool none = master[i].sym_numel() == 0;
     TORCH_CHECK_VALUE(none || master[i].sym_sizes() == teacher[i].sym_sizes(), "master[", i,
-                      "] must be empty or have the shape of the teacher's parameter ", teacher[i].sym_sizes(),
-                      " (got ", master[i].sym_sizes(), ")");
+                      "] must be empty or have the shape of the teacher's parameter ", teacher[i].sym_sizes(), " (got ",
+                      master[i].sym_sizes(), ")");
     TORCH_CHECK_TYPE(none || master[i].scalar_type() == at::kFloat, "master[", i, "] must be float32 (got ",
                      master[i].scalar_type(), ")");
     const auto dtype = teacher[i].scalar_type();

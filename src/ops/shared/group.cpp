@@ -2,6 +2,7 @@
 
 #include "ops/normalise/calls.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
@@ -22,6 +23,13 @@ c10::intrusive_ptr<c10d::ProcessGroup> group_named(std::string_view name) {
     TORCH_CHECK_VALUE(false, "process_group must be a c10d process group that this process belongs to, or the name of ",
                       "one (got '", name, "', which torch.distributed does not know in this process)");
   }
+}
+
+/// Calls one of torch's operators with the group's name. The C++ functions put the group itself in its place, which a
+/// graph that is made of the call could not hold.
+at::Tensor call_by_name(const char* name, torch::jit::Stack arguments) {
+  c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(arguments);
+  return arguments.front().toTensor();
 }
 
 at::Tensor all_gather(const at::Tensor& local, std::string_view name) {
@@ -54,8 +62,12 @@ void check_process_group(std::string_view name) { group_named(name); }
 int64_t ranks_of_process_group(std::string_view name) { return group_named(name)->getSize(); }
 
 at::Tensor sum_over_group(const at::Tensor& values, std::string_view name) {
-  check_process_group(name);
-  return c10d::wait_tensor(c10d::all_reduce(values.contiguous(), "sum", std::string(name)));
+  if (ranks_of_process_group(name) == 1) {
+    return values;
+  }
+  const std::string group(name);
+  return call_by_name("_c10d_functional::wait_tensor",
+                      {call_by_name("_c10d_functional::all_reduce", {values.contiguous(), "sum", group})});
 }
 
 #else

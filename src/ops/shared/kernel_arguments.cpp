@@ -21,9 +21,7 @@ kernels::Shape shape_of(const at::Tensor& x, at::MemoryFormat format) {
 
 const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
-void* mutable_data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
-}
+void* mutable_data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
 
 at::Tensor dense(const ops::MaybeTensor& tensor, at::MemoryFormat format) {
   return tensor && tensor->defined() ? tensor->contiguous(format) : at::Tensor();

@@ -38,8 +38,8 @@ class ChannelInput {
   at::Tensor copy_;
 };
 
-/// A tensor (C) as the kernels read and write it, likewise. It is asked for as mutable, so that a copy-on-write clone of
-/// it, or what it is a clone of, keeps its values.
+/// A tensor (C) as the kernels read and write it, likewise. It is asked for as mutable, so that a copy-on-write clone
+/// of it, or what it is a clone of, keeps its values.
 class ChannelOutput {
  public:
   ChannelOutput() = default;

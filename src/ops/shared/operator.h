@@ -34,10 +34,9 @@ namespace internal {
 
 /// How the dispatcher passes a field: tensors by reference, all else by value.
 template <typename Field>
-using Argument =
-    std::conditional_t<std::is_same_v<std::remove_cvref_t<Field>, at::Tensor> ||
-                           std::is_same_v<std::remove_cvref_t<Field>, MaybeTensor>,
-                       Field, std::remove_cvref_t<Field>>;
+using Argument = std::conditional_t<std::is_same_v<std::remove_cvref_t<Field>, at::Tensor> ||
+                                        std::is_same_v<std::remove_cvref_t<Field>, MaybeTensor>,
+                                    Field, std::remove_cvref_t<Field>>;
 
 template <typename Call, typename Fields>
 struct FunctionOf;
@@ -60,9 +59,8 @@ Call call_of(Result (*)(const Call&));
 
 template <typename Call>
 const c10::TypedOperatorHandle<typename Function<Call>::Type>& handle() {
-  static const auto found = c10::Dispatcher::singleton()
-                                .findSchemaOrThrow(Call::kName, "")
-                                .template typed<typename Function<Call>::Type>();
+  static const auto found =
+      c10::Dispatcher::singleton().findSchemaOrThrow(Call::kName, "").template typed<typename Function<Call>::Type>();
   return found;
 }
 

@@ -1,6 +1,6 @@
 // `_teacher_update_`: an exponential moving average of parameters. `master` has an empty tensor for each parameter that
-// is averaged itself, and a float32 copy of each that has 16 bits, in which an average would stand still: there the copy
-// is averaged, and the parameter is its rounding.
+// is averaged itself, and a float32 copy of each that has 16 bits, in which an average would stand still: there the
+// copy is averaged, and the parameter is its rounding.
 
 #include "ops/teacher/update.h"
 
@@ -84,8 +84,6 @@ TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) { ops::implement<c
 TORCH_LIBRARY_IMPL(momentum_bn, Autograd, m) {
   m.impl(ops::TeacherUpdate::kName, torch::CppFunction::makeFallthrough());
 }
-TORCH_LIBRARY_IMPL(momentum_bn, ADInplaceOrView, m) {
-  ops::implement<ops::with_version_bumps<ops::TeacherUpdate>>(m);
-}
+TORCH_LIBRARY_IMPL(momentum_bn, ADInplaceOrView, m) { ops::implement<ops::with_version_bumps<ops::TeacherUpdate>>(m); }
 
 }  // namespace momentum_bn

@@ -6,14 +6,9 @@ namespace momentum_bn::kernels::test {
 
 const std::vector<InstructionSet>& built_instruction_sets() {
   static const std::vector<InstructionSet> sets = {
-      {"DEFAULT", &table_DEFAULT(), true},
-#ifdef MOMENTUM_BN_X86_KERNELS
-      {"AVX2", &table_AVX2(),
-       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
-      {"AVX512", &table_AVX512(),
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq")},
-#endif
+#define MOMENTUM_BN_INSTRUCTION_SET(name, runs_here) {#name, &table_##name(), runs_here},
+#include "kernels/cpu/instruction_sets.inc"
+#undef MOMENTUM_BN_INSTRUCTION_SET
   };
   return sets;
 }

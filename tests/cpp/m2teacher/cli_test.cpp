@@ -124,6 +124,7 @@ const Options kRecipe =
         {"--weight-decay", kNotShare},
         {"--param-momentum", kNotShare},
         {"--bn", unknown_word("momentum, batch")},
+        {"--student-bn", unknown_word("fused, torch")},
         {"--synchronise-statistics", kNoFlag},
         {"--precision", unknown_word("fp32, bf16")},
     } +

@@ -102,6 +102,43 @@ TEST(Encoder, ResNet18IsTheTextbooks) {
 
 TEST(Encoder, ResNet50IsTheTextbooks) { compare(resnet(Architecture::ResNet50), 64, {3, 4, 6, 3}, 3); }
 
+TEST(Encoder, FusedBatchNormHasTheNamesAndNumbersOfTorchs) {
+  const EncoderOptions options = resnet(Architecture::ResNet18, Stem::Small);
+  Encoder fused(options, fused_batch_norm());
+  Encoder torchs(options, batch_norm());
+  fused->to(at::kDouble), torchs->to(at::kDouble);
+  const auto copy_all = [](const auto& from, const auto& to) {
+    const torch::NoGradGuard no_grad;
+    ASSERT_EQ(from.keys(), to.keys());
+    for (const auto& item : from) {
+      to[item.key()].copy_(item.value());
+    }
+  };
+  copy_all(fused->named_parameters(), torchs->named_parameters());
+  copy_all(fused->named_buffers(), torchs->named_buffers());
+  for (const bool training : {true, true, false}) {
+    fused->train(training), torchs->train(training);
+    const at::Tensor images = at::randn({3, 3, 16, 16}, at::kDouble);
+    const at::Tensor expected = torchs(images);
+    const at::Tensor found = fused(images);
+    EXPECT_TRUE(at::allclose(found, expected, 1e-9, 1e-9));
+    if (training) {
+      expected.square().sum().backward(), found.square().sum().backward();
+    }
+  }
+  const auto gradients = torchs->named_parameters();
+  for (const auto& item : fused->named_parameters()) {
+    const at::Tensor& expected = gradients[item.key()].grad();
+    const double scale = expected.abs().max().item<double>();
+    EXPECT_TRUE(at::allclose(item.value().grad(), expected, 1e-7, 1e-7 * scale)) << item.key();
+  }
+  const auto buffers = torchs->named_buffers();
+  for (const auto& item : fused->named_buffers()) {
+    EXPECT_TRUE(at::allclose(item.value().to(at::kDouble), buffers[item.key()].to(at::kDouble), 1e-9, 1e-9))
+        << item.key();
+  }
+}
+
 int64_t parameters(const EncoderOptions& options) {
   int64_t count = 0;
   for (const at::Tensor& parameter : Encoder(options, batch_norm())->parameters()) {

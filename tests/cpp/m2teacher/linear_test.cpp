@@ -93,7 +93,7 @@ TEST(TooFewLabels, NamesTheClass) {
   const std::vector<std::string> names = {"ant", "bee", "cat"};
   EXPECT_EQ(too_few_labels(labels, names, 0), "");
   EXPECT_EQ(too_few_labels(labels, names, 2), "");
-  EXPECT_EQ(too_few_labels(labels, names, 3), "class 'cat' has 2 training images, 3 were asked for");
+  EXPECT_EQ(too_few_labels(labels, names, 3), "class cat has 2 training images, 3 were asked for");
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ TEST(Options, WordsAndBack) {
   }
   EXPECT_EQ(to_string(parse_stem("small")), "small");
   EXPECT_EQ(to_string(parse_teacher_norm("batch")), "batch");
+  EXPECT_EQ(to_string(parse_student_norm("torch")), "torch");
   EXPECT_EQ(to_string(parse_precision("bf16")), "bf16");
   expect_user_error([] { parse_precision("fp16"); }, "--precision: got 'fp16', expected one of fp32, bf16");
 }

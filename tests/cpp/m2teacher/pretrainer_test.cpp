@@ -69,6 +69,23 @@ TEST(Pretrainer, PublishedFormulasGiveTheSameTraining) {
   EXPECT_NEAR(ours[0], published[0], 1e-4);
 }
 
+TEST(Pretrainer, GoesOnFromARunWithTheOtherStudentsLayer) {
+  PretrainOptions with_torchs = small_recipe(4);
+  with_torchs.student_bn = StudentNorm::Torch;
+  ASSERT_EQ(small_recipe(4).student_bn, StudentNorm::Fused);
+  Pretrainer torchs(with_torchs, bar_data(100));
+  Pretrainer fused(small_recipe(4), bar_data(100));
+  torchs.step();
+  std::map<std::string, at::Tensor> saved;
+  for (const auto& [name, tensor] : torchs.state()) {
+    saved.emplace(name, tensor.clone());
+  }
+  fused.load_state(saved);
+  for (int step = 1; step < 4; ++step) {
+    EXPECT_NEAR(fused.step().loss, torchs.step().loss, 1e-3);
+  }
+}
+
 TEST(Pretrainer, ReportsTheSchedules) {
   const PretrainOptions options = small_recipe(10);
   Pretrainer pretrainer(options, bar_data(100));

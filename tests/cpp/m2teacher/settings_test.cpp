@@ -41,6 +41,7 @@ RunSettings unusual() {
                              .max_blur_sigma = 1.5,
                              .views = {{{.blur = 0.5, .solarise = 0.6}, {.blur = 0.7, .solarise = 0.8}}}};
   settings.recipe.bn = TeacherNorm::Batch;
+  settings.recipe.student_bn = StudentNorm::Torch;
   settings.recipe.synchronise_statistics = true;
   settings.recipe.precision = Precision::BFloat16;
   settings.recipe.batch_size = 17;

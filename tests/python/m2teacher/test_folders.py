@@ -166,8 +166,8 @@ def test_probes_with_more_labels_than_there_are(m2teacher: Run, labelled: Path, 
         "linear (all labels)",
         "linear (10 labels per class)",
     ]
-    why = "class 'green' has 15 training images, 100 were asked for"
-    assert f"left out: linear (100 labels per class): class 'blue' has {PER_CLASS} training images" in default.stderr
+    why = "class green has 15 training images, 100 were asked for"
+    assert f"left out: linear (100 labels per class): class blue has {PER_CLASS} training images" in default.stderr
     asked = m2teacher("linear", "--checkpoint", run, "--labels-per-class", "0,16")
     assert asked.returncode == 1
     assert asked.stdout == ""
@@ -181,7 +181,7 @@ def test_probes_with_more_labels_than_there_are(m2teacher: Run, labelled: Path, 
         "linear (all labels)",
         "linear (3 labels per class)",
     ]
-    assert "--labels-per-class: class 'green' has 12 training images, 14 were asked for" in late.stderr
+    assert "--labels-per-class: class green has 12 training images, 14 were asked for" in late.stderr
 
 
 def test_names_that_are_no_utf8(m2teacher: Run, tmp_path: Path) -> None:

@@ -10,18 +10,23 @@
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// A part of a row's packs: all that one pass reads, the last of them shorter.
+/// Loads `count` values of everything that is read, fewer than a pack.
 template <typename T, Mask kMask, bool kInput>
-BackwardPacks<T, kMask, kInput> load_any_order(const BackwardPointers<T>& p, int64_t at, int64_t count) {
+MOMENTUM_BN_INLINE BackwardPacks<T, kMask, kInput> load_any_order(const BackwardPointers<T>& p, int64_t at,
+                                                                  int64_t count) {
   using P = Pack<T>;
   BackwardPacks<T, kMask, kInput> packs;
   packs.dy = P::load_any_order(p.dy + at, count);
-  if constexpr (kInput) packs.x = P::load_any_order(p.x + at, count);
-  if constexpr (kMask == Mask::kFromY) packs.y = P::load_any_order(p.y + at, count);
+  if constexpr (kInput) {
+    packs.x = P::load_any_order(p.x + at, count);
+  }
+  if constexpr (kMask == Mask::kFromY) {
+    packs.y = P::load_any_order(p.y + at, count);
+  }
   return packs;
 }
 
-/// The coefficients of the ReLU's mask, where it is made from x.
+/// Holds the coefficients of the ReLU's mask, where it is made from x.
 template <typename T, Mask kMask>
 class MaskPerColumn {
   using A = Accumulate<T>;
@@ -33,8 +38,10 @@ class MaskPerColumn {
     }
   }
 
-  PackCoefficients<T> at(int64_t column) const {
-    if constexpr (kMask == Mask::kFromX) return forward_->at(column);
+  MOMENTUM_BN_INLINE PackCoefficients<T> at(int64_t column) const {
+    if constexpr (kMask == Mask::kFromX) {
+      return forward_->at(column);
+    }
     return {};
   }
 
@@ -108,13 +115,13 @@ class TileSums {
     add_columns(gx_.get(), tile_.channels(), plan_.shape.inner, sum_gx);
   }
 
-  /// kRows of the tile from `row` on, `apart` rows from one to the next.
+  /// Takes kRows of the tile from `row` on, with `apart` rows from one to the next.
   template <int64_t kRows, bool kFar>
   void run_rows(int64_t row, int64_t apart) {
     BackwardPointers<T> p = pointers_;
     p.advance(row * plan_.columns);
     const int64_t stride = apart * plan_.columns;
-    // dy and x; of neighbouring rows those of the next step.
+    // Both dy and x are asked for; where rows are neighbours, those of the next step.
     const int64_t ahead = kFar ? plan_.ahead / kRows / 2 : kRows * plan_.columns;
     int64_t c = 0;
     for (; c + P::kSize <= width_; c += P::kSize) {
@@ -123,23 +130,33 @@ class TileSums {
       const auto mask = mask_.at(c);
       P sum_g = P::load_wide(g_.get() + c);
       P sum_gx = P::load_wide(gx_.get() + c);
-      // All reads before the writes, as in TileNormalizer; and dx may be dy.
+      // All reads come before the writes, as in TileNormalizer, and because dx may be dy.
       P g[kRows];
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
         prefetch(p.dy + at + ahead);
-        if constexpr (kInput) prefetch(p.x + at + ahead);
-        if constexpr (kMask == Mask::kFromY) prefetch(p.y + at + ahead);
+        if constexpr (kInput) {
+          prefetch(p.x + at + ahead);
+        }
+        if constexpr (kMask == Mask::kFromY) {
+          prefetch(p.y + at + ahead);
+        }
         const auto packs = Packs::load(p, at);
         g[r] = packs.g(mask);
-        if constexpr (kInput) sum_gx = multiply_add(g[r], packs.x - center, sum_gx);
+        if constexpr (kInput) {
+          sum_gx = multiply_add(g[r], packs.x - center, sum_gx);
+        }
         sum_g = sum_g + g[r];
       }
       if (p.dresidual) {
-        for (int64_t r = 0; r < kRows; ++r) g[r].template store_any_order<false>(p.dresidual + r * stride + c);
+        for (int64_t r = 0; r < kRows; ++r) {
+          g[r].template store_any_order<false>(p.dresidual + r * stride + c);
+        }
       }
       if (p.dx) {
-        for (int64_t r = 0; r < kRows; ++r) (g[r] * scale).template store_any_order<false>(p.dx + r * stride + c);
+        for (int64_t r = 0; r < kRows; ++r) {
+          (g[r] * scale).template store_any_order<false>(p.dx + r * stride + c);
+        }
       }
       sum_g.store_wide(g_.get() + c);
       sum_gx.store_wide(gx_.get() + c);
@@ -161,8 +178,12 @@ class TileSums {
       // Sums beyond the end are never used.
       multiply_add(g, packs.x - center_.at(c), P::load_wide(gx_.get() + c)).store_wide(gx_.get() + c);
     }
-    if (p.dresidual) g.store_any_order(p.dresidual + at, count);
-    if (p.dx) (g * scale_.at(c)).store_any_order(p.dx + at, count);
+    if (p.dresidual) {
+      g.store_any_order(p.dresidual + at, count);
+    }
+    if (p.dx) {
+      (g * scale_.at(c)).store_any_order(p.dx + at, count);
+    }
   }
 
   const ColumnPlan& plan_;
@@ -176,7 +197,7 @@ class TileSums {
   MaskPerColumn<T, kMask> mask_;
 };
 
-/// dx of tiles of the same channels, through the statistics.
+/// Writes dx of tiles of the same channels, through the statistics.
 template <typename T, Mask kMask>
 class TileInputGradient {
   using A = Accumulate<T>;
@@ -184,7 +205,7 @@ class TileInputGradient {
   using Packs = BackwardPacks<T, kMask, true>;
 
  public:
-  /// @param sums  of all channels, one array each
+  /// @param sum_g, sum_gx  arrays of all channels
   TileInputGradient(const ColumnPlan& plan, const BackwardArgs& args, const Tile& tile, const double* sum_g,
                     const double* sum_gx)
       : plan_(plan),
@@ -213,7 +234,7 @@ class TileInputGradient {
     offset_.set(offset.get(), tile.channels(), plan.shape.inner);
   }
 
-  /// Backwards: a tile's last rows were read last.
+  /// Goes backwards, as a tile's last rows were read last.
   void run(const Tile& tile) const {
     BackwardPointers<T> p = pointers_;
     p.advance(tile.row_begin * plan_.columns + tile.channel_begin * plan_.shape.inner);
@@ -229,7 +250,7 @@ class TileInputGradient {
   }
 
  private:
-  /// kRows of the tile from `row` on, `apart` rows from one to the next.
+  /// Takes kRows of the tile from `row` on, with `apart` rows from one to the next.
   template <int64_t kRows, bool kFar>
   void run_rows(BackwardPointers<T> p, int64_t row, int64_t apart) const {
     p.advance(row * plan_.columns);
@@ -242,19 +263,23 @@ class TileInputGradient {
       const auto minus_slope = minus_slope_.at(c);
       const auto offset = offset_.at(c);
       const auto mask = mask_.at(c);
-      // All reads before the writes, as in TileNormalizer.
+      // All reads come before the writes, as in TileNormalizer.
       P dx[kRows];
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
         if constexpr (kFar) {
           prefetch(p.dy + at - ahead);
           prefetch(p.x + at - ahead);
-          if constexpr (kMask == Mask::kFromY) prefetch(p.y + at - ahead);
+          if constexpr (kMask == Mask::kFromY) {
+            prefetch(p.y + at - ahead);
+          }
         }
         const auto packs = Packs::load(p, at);
         dx[r] = input_gradient(packs.g(mask), packs.x - center, minus_slope, offset, scale);
       }
-      for (int64_t r = 0; r < kRows; ++r) dx[r].template store_any_order<false>(p.dx + r * stride + c);
+      for (int64_t r = 0; r < kRows; ++r) {
+        dx[r].template store_any_order<false>(p.dx + r * stride + c);
+      }
     }
     if (c == width_) {
       return;
@@ -277,18 +302,19 @@ class TileInputGradient {
   MaskPerColumn<T, kMask> mask_;
 };
 
-/// The sums of all channels, over each segment of rows and then over all of them.
+/// Holds the sums of all channels, over each segment of rows and then over all of them.
 template <typename A>
 class ColumnSums {
  public:
   explicit ColumnSums(const ColumnPlan& plan)
       : plan_(plan), g_(plan.segments * plan.shape.channels), gx_(plan.segments * plan.shape.channels) {}
 
-  /// Of the tile's channels, over a segment.
+  /// The sums over a segment, from this channel on.
   double* g(int64_t segment, int64_t channel) const { return g_.get() + segment * plan_.shape.channels + channel; }
   double* gx(int64_t segment, int64_t channel) const { return gx_.get() + segment * plan_.shape.channels + channel; }
 
-  /// When all segments of these channels are summed up: the first segment's take in the others', in order.
+  /// Must be called when all segments of these channels are summed up. The first segment's sums take in the others', in
+  /// order.
   void finish(const BackwardArgs& args, int64_t channel_begin, int64_t channel_end) const {
     for (int64_t segment = 1; segment < plan_.segments; ++segment) {
       add(g(0, 0), g(segment, 0), channel_begin, channel_end);
@@ -314,7 +340,7 @@ class ColumnSums {
   Scratch<double> gx_;
 };
 
-/// Forms the sums, one tile after the other; then calls finished(tile, sums) where a block is done.
+/// Forms the sums, and where a tile is a block calls on_block(tile) when its sums are there.
 template <typename T, Mask kMask, bool kInput, typename OnBlock>
 void sum_columns(const BackwardArgs& args, const ColumnPlan& plan, const ColumnSums<Accumulate<T>>& sums,
                  const OnBlock& on_block) {
@@ -346,7 +372,7 @@ void columns_backward(const BackwardArgs& args) {
             [&](auto mask, auto input) { sum_columns<T, mask(), input()>(args, plan, sums, [](const Tile&) {}); });
 }
 
-/// dx of all rows, segment by segment.
+/// Writes dx of all rows, segment by segment.
 template <typename T, Mask kMask>
 void input_gradient_of_segments(const BackwardArgs& args, const ColumnPlan& plan, const double* sum_g,
                                 const double* sum_gx) {
@@ -374,7 +400,7 @@ void columns_backward_through_statistics(const BackwardArgs& args) {
   });
 }
 
-/// From the sums that are given.
+/// Writes dx from the sums that are given.
 template <typename T>
 void columns_gradient_of_input(const BackwardArgs& args) {
   const ColumnPlan plan(args.shape, sizeof(T));

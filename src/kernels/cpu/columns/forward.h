@@ -23,10 +23,12 @@ class TileNormalizer {
         coefficients_(Channels<Accumulate<T>>(args), tile.channel_begin, tile.channel_end, plan.shape.inner,
                       {args.y, 2}) {}
 
-  /// Backwards: a tile's last rows were read last.
+  /// Goes backwards, as a tile's last rows were read last.
   void run(const Tile& tile) const {
     const RowOrder order(plan_.far, tile.rows(), kRowsTogether);
-    for (int64_t row = tile.rows() - 1; row >= order.rest; --row) run_rows<1, false>(tile, row, 1);
+    for (int64_t row = tile.rows() - 1; row >= order.rest; --row) {
+      run_rows<1, false>(tile, row, 1);
+    }
     for (int64_t step = order.steps - 1; step >= 0; --step) {
       const int64_t row = step * order.next;
       plan_.far ? run_rows<kRowsTogether, true>(tile, row, order.apart)
@@ -35,7 +37,7 @@ class TileNormalizer {
   }
 
  private:
-  /// kRows of the tile from `row` on, `apart` rows from one to the next.
+  /// Normalises kRows of the tile from `row` on, with `apart` rows from one to the next.
   template <int64_t kRows, bool kFar>
   void run_rows(const Tile& tile, int64_t row, int64_t apart) const {
     const int64_t stride = apart * plan_.columns;
@@ -48,21 +50,27 @@ class TileNormalizer {
     int64_t c = 0;
     for (; c + P::kSize <= width; c += P::kSize) {
       const PackCoefficients<T> coefficients = coefficients_.at(c);
-      // All reads before the writes: a row may lie a multiple of 4 KB from the next, and a read waits for a write to an
-      // address with the same last 12 bits.
+      // All reads come before the writes: a row may lie a multiple of 4 KB from the next, and a read waits for a write
+      // to an address with the same last 12 bits.
       P results[kRows];
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
         if constexpr (kFar) {
           prefetch(x + at - ahead);
-          if constexpr (kResidual) prefetch(residual + at - ahead);
+          if constexpr (kResidual) {
+            prefetch(residual + at - ahead);
+          }
         }
         results[r] = normalized_pack<T, kResidual, kRelu>(coefficients, P::load_any_order(x + at),
                                                           kResidual ? P::load_any_order(residual + at) : P());
       }
-      for (int64_t r = 0; r < kRows; ++r) results[r].template store_any_order<kStream>(y + r * stride + c);
+      for (int64_t r = 0; r < kRows; ++r) {
+        results[r].template store_any_order<kStream>(y + r * stride + c);
+      }
     }
-    if (c == width) return;
+    if (c == width) {
+      return;
+    }
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t at = r * stride + c;
       normalized_pack<T, kResidual, kRelu>(coefficients_.at(c), P::load_any_order(x + at, width - c),
@@ -76,7 +84,7 @@ class TileNormalizer {
   ForwardPerColumn<T> coefficients_;
 };
 
-/// Statistics of all channels, or of those of one block.
+/// Forms the statistics of all channels, or of those of one block.
 template <typename T>
 class ColumnsStatistics {
   using A = Accumulate<T>;
@@ -131,12 +139,18 @@ class ColumnsStatistics {
       add_up_segments(tile, totals);
       const Totals here = {totals.first + tile.channel_begin, totals.second + tile.channel_begin};
       far.get()[part] = move_far_shifts(here, tile.channels(), count_, shifts.get() + tile.channel_begin);
-      if (!far.get()[part]) finish(tile, here, shifts.get() + tile.channel_begin);
+      if (!far.get()[part]) {
+        finish(tile, here, shifts.get() + tile.channel_begin);
+      }
     });
-    if (std::none_of(far.get(), far.get() + parts, [](bool is_far) { return is_far; })) return;
+    if (std::none_of(far.get(), far.get() + parts, [](bool is_far) { return is_far; })) {
+      return;
+    }
     add_segments(shifts.get(), totals);
     finish_parts(parts, [&](int64_t part, const Tile& tile) {
-      if (!far.get()[part]) return;
+      if (!far.get()[part]) {
+        return;
+      }
       add_up_segments(tile, totals);
       finish(tile, {totals.first + tile.channel_begin, totals.second + tile.channel_begin},
              shifts.get() + tile.channel_begin);
@@ -150,7 +164,7 @@ class ColumnsStatistics {
     sink_.finish(tile.channel_begin, tile.channel_end);
   }
 
-  /// run(part, tile of its channels)
+  /// Calls run(part, tile of its channels) for each part.
   template <typename Run>
   void finish_parts(int64_t parts, const Run& run) const {
     // A channel costs about as much as a hundred values.
@@ -192,7 +206,8 @@ class ColumnsStatistics {
   double count_;
 };
 
-/// @param statistics  null: they are in args.saved already
+/// Forms the statistics and normalises.
+/// @param statistics  may be null: they are then in args.saved already
 template <typename T, typename Normalizer, bool kStream>
 void columns_run(const ForwardArgs& args, const ColumnPlan& plan, const ColumnsStatistics<T>* statistics) {
   if (plan.blocks > 1) {
@@ -208,7 +223,9 @@ void columns_run(const ForwardArgs& args, const ColumnPlan& plan, const ColumnsS
         }
         Normalizer(plan, args, tile).run(tile);
       }
-      if constexpr (kStream) streaming_done();
+      if constexpr (kStream) {
+        streaming_done();
+      }
     });
     return;
   }
@@ -220,11 +237,13 @@ void columns_run(const ForwardArgs& args, const ColumnPlan& plan, const ColumnsS
     for (int64_t segment = end - 1; segment >= begin; --segment) {
       normalizer.run(plan.tile_of_segment(segment));
     }
-    if constexpr (kStream) streaming_done();
+    if constexpr (kStream) {
+      streaming_done();
+    }
   });
 }
 
-/// Whether all packs of all blocks of the rows from `to` on are aligned for streaming.
+/// Tells whether all packs of all blocks of the rows from `to` on are aligned for streaming.
 template <typename T>
 bool can_stream_columns(const void* to, const ColumnPlan& plan) {
   const auto aligned = [](int64_t values) {
@@ -233,7 +252,7 @@ bool can_stream_columns(const void* to, const ColumnPlan& plan) {
   return can_stream_to(to) && aligned(plan.columns) && aligned(plan.channels_per_block * plan.shape.inner);
 }
 
-/// y from what is in args.saved or, where there is a sink, from statistics that go there first.
+/// Writes y from what is in args.saved or, where there is a sink, from statistics that go there first.
 template <typename T>
 void columns_forward(const ForwardArgs& args, const MomentsSink<Accumulate<T>>* sink) {
   const ColumnPlan plan(args.shape, sizeof(T));

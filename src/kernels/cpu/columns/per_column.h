@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-// Between arrays of channels and arrays of columns.
+// This file leads from arrays of channels to arrays of columns, and back.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
@@ -18,20 +18,24 @@ void to_any_order(Accumulate<T>* values, int64_t count) {
   if constexpr (P::place(1) != 1) {
     for (int64_t c = 0; c < count; c += P::kSize) {
       Accumulate<T> pack[P::kSize];
-      for (int64_t i = 0; i < P::kSize; ++i) pack[P::place(i)] = values[c + i];
+      for (int64_t i = 0; i < P::kSize; ++i) {
+        pack[P::place(i)] = values[c + i];
+      }
       std::copy_n(pack, P::kSize, values + c);
     }
   }
 }
 
-/// And back.
+/// Puts them back into the order of memory.
 template <typename T>
 void from_any_order(Accumulate<T>* values, int64_t count) {
   using P = Pack<T>;
   if constexpr (P::place(1) != 1) {
     for (int64_t c = 0; c < count; c += P::kSize) {
       Accumulate<T> pack[P::kSize];
-      for (int64_t i = 0; i < P::kSize; ++i) pack[i] = values[c + P::place(i)];
+      for (int64_t i = 0; i < P::kSize; ++i) {
+        pack[i] = values[c + P::place(i)];
+      }
       std::copy_n(pack, P::kSize, values + c);
     }
   }
@@ -45,11 +49,14 @@ void spread(const Accumulate<T>* values, int64_t channels, int64_t inner, Accumu
   if (inner == 1) {
     std::copy_n(values, channels, to);
   } else {
-    // Whole vectors: what a channel writes beyond its end, the next one overwrites, and the last one's end is padding.
+    // Whole vectors are written: what a channel writes beyond its end, the next one overwrites, and the last one's end
+    // is padding.
     Accumulate<T>* of_channel = to;
     for (int64_t k = 0; k < channels; ++k, of_channel += inner) {
       const auto value = P::all(values[k]);
-      for (int64_t i = 0; i < inner; i += P::kSize) value.store_wide(of_channel + i);
+      for (int64_t i = 0; i < inner; i += P::kSize) {
+        value.store_wide(of_channel + i);
+      }
     }
   }
   std::fill_n(to + width, P::kSize, Accumulate<T>(0));
@@ -60,7 +67,9 @@ void spread(const Accumulate<T>* values, int64_t channels, int64_t inner, Accumu
 template <typename A>
 void add_columns(const A* __restrict columns, int64_t channels, int64_t inner, double* __restrict totals) {
   if (inner == 1) {
-    for (int64_t k = 0; k < channels; ++k) totals[k] += static_cast<double>(columns[k]);
+    for (int64_t k = 0; k < channels; ++k) {
+      totals[k] += static_cast<double>(columns[k]);
+    }
     return;
   }
   constexpr int64_t kLanes = 8;
@@ -68,14 +77,20 @@ void add_columns(const A* __restrict columns, int64_t channels, int64_t inner, d
     double lanes[kLanes] = {};
     int64_t i = 0;
     for (; i + kLanes <= inner; i += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(columns[i + lane]);
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        lanes[lane] += static_cast<double>(columns[i + lane]);
+      }
     }
-    for (int64_t lane = 0; i + lane < inner; ++lane) lanes[lane] += static_cast<double>(columns[i + lane]);
-    for (int64_t lane = 0; lane < kLanes; ++lane) totals[k] += lanes[lane];
+    for (int64_t lane = 0; i + lane < inner; ++lane) {
+      lanes[lane] += static_cast<double>(columns[i + lane]);
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      totals[k] += lanes[lane];
+    }
   }
 }
 
-/// A coefficient of some channels, once for each of their columns.
+/// Holds a coefficient of some channels once for each of their columns.
 template <typename T>
 class PerColumn {
   using A = Accumulate<T>;
@@ -86,19 +101,19 @@ class PerColumn {
   void set(const A* of_channels, int64_t channels, int64_t inner) {
     spread<T>(of_channels, channels, inner, values_.get());
   }
-  Pack<T> at(int64_t column) const { return Pack<T>::load_wide(values_.get() + column); }
+  MOMENTUM_BN_INLINE Pack<T> at(int64_t column) const { return Pack<T>::load_wide(values_.get() + column); }
 
  private:
   Scratch<A> values_;
 };
 
-/// The coefficients that a forward pass normalises some channels with, once for each of their columns.
+/// Holds the coefficients that a forward pass normalises some channels with, once for each of their columns.
 template <typename T>
 class ForwardPerColumn {
   using A = Accumulate<T>;
 
  public:
-  /// @param apart  of the first of three arrays, which lie an eighth of a page apart
+  /// @param apart  says where the first of three arrays lies; they are an eighth of a page apart
   ForwardPerColumn(const Channels<A>& channels, int64_t begin, int64_t end, int64_t inner, const Apart& apart)
       : center_((end - begin) * inner, apart),
         scale_((end - begin) * inner, {apart.values, apart.eighth + 1}),
@@ -113,7 +128,9 @@ class ForwardPerColumn {
     shift_.set(shift.get(), count, inner);
   }
 
-  PackCoefficients<T> at(int64_t column) const { return {center_.at(column), scale_.at(column), shift_.at(column)}; }
+  MOMENTUM_BN_INLINE PackCoefficients<T> at(int64_t column) const {
+    return {center_.at(column), scale_.at(column), shift_.at(column)};
+  }
 
  private:
   PerColumn<T> center_;

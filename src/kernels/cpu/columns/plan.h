@@ -7,19 +7,19 @@
 #include <algorithm>
 #include <numeric>
 
-// [outer][channels][inner] with short planes or none: rows of channels * inner columns, each column part of one
-// channel. Where a block of columns fits the cache over all rows, blocks are tasks and a block's second read comes from
-// the cache. Otherwise segments of rows are tasks; their number depends on the shape alone and they are added up in
-// order: the same bits for any number of threads.
+// This folder handles [outer][channels][inner] with short planes or none: rows of channels * inner columns, each column
+// part of one channel. Where a block of columns fits the cache over all rows, blocks are tasks and a block's second
+// read comes from the cache. Otherwise segments of rows are tasks; their number depends on the shape alone and they are
+// added up in order: the same bits for any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// Rows that are added up in registers before their sums go to the accumulators. Rows that come from memory are taken
-/// from so many places at once, each read in order: faster than in one.
+/// So many rows are added up in registers before their sums go to the accumulators. Rows that come from memory are
+/// taken from so many places at once, each read in order: faster than in one.
 constexpr int64_t kRowsAtOnce = 8;
-/// Rows that are normalised, or taken backward, together: their columns' coefficients are read once.
+/// So many rows are normalised, or taken backward, together: their columns' coefficients are read once.
 constexpr int64_t kRowsTogether = 4;
-/// Rows after which the accumulators are flushed into double: few enough for their rounding.
+/// The accumulators are flushed into double after so many rows: few enough for their rounding.
 constexpr int64_t kRowsPerChunk = 64;
 /// A block of columns is about so wide: longer runs of a row are read faster, accumulators of shorter ones stay near.
 constexpr int64_t kBlockColumns = 512;
@@ -33,7 +33,7 @@ constexpr int64_t kMostSegments = 64;
 constexpr int64_t kChannelsTogether = 512;
 /// From this many bytes on values are taken to come from memory, which is then asked for them in advance.
 constexpr int64_t kBeyondCaches = int64_t{16} * 1024 * 1024;
-/// How far in advance, in bytes, over all places.
+/// Values are asked for this many bytes in advance, over all places.
 constexpr int64_t kAheadBytes = int64_t{8} * 1024;
 
 /// A block of channels over a range of rows.
@@ -48,12 +48,13 @@ struct Tile {
 };
 
 struct ColumnPlan {
-  /// @param arrays  of values that are read twice
+  /// @param arrays  of values that are read twice: 1 or 2
   ColumnPlan(const Shape& s, int64_t element_size, int64_t arrays = 1)
       : shape(s), rows(s.outer), columns(s.channels * s.inner), channels_per_block(s.channels) {
     // Blocks begin and end with full vectors.
-    const int64_t step = kAlignedColumns / std::gcd(kAlignedColumns, s.inner);
-    const int64_t channels = std::min(divide_up(divide_up(kBlockColumns, s.inner), step) * step, s.channels);
+    const int64_t aligned = kAlignedColumns / arrays;
+    const int64_t step = aligned / std::gcd(aligned, s.inner);
+    const int64_t channels = std::min(divide_up(divide_up(kBlockColumns / arrays, s.inner), step) * step, s.channels);
     const bool fits = rows * channels * s.inner * element_size * arrays <= kBlockBytes;
     if (fits && s.channels >= 4 * channels) {
       channels_per_block = channels;
@@ -65,7 +66,7 @@ struct ColumnPlan {
     ahead = kAheadBytes / element_size;
   }
 
-  /// At whole groups of rows: inputs whose sums are exact stay so.
+  /// Segments begin at whole groups of rows, so that inputs whose sums are exact stay so.
   int64_t segment_begin(int64_t segment) const {
     return segment == segments ? rows : rows * segment / segments / kRowsAtOnce * kRowsAtOnce;
   }
@@ -87,9 +88,9 @@ struct ColumnPlan {
   int64_t ahead = 0;  // values that are then asked for in advance, over all places
 };
 
-/// How a tile's rows are gone through: `together` of them at a time, `apart` rows from one to the next.
+/// The order in which a tile's rows are gone through: `together` of them at a time, `apart` rows from one to the next.
 struct RowOrder {
-  /// far: from `together` places at once; else neighbouring rows.
+  /// Rows that are far come from `together` places at once; others are neighbouring rows.
   RowOrder(bool far, int64_t rows, int64_t together)
       : steps(rows / together), apart(far ? steps : 1), next(far ? 1 : together), rest(steps * together) {}
 

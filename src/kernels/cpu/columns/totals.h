@@ -7,7 +7,7 @@
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// Sums of x - shift and of its square, of channels.
+/// The sums of x - shift and of its square, of channels.
 struct Totals {
   double* first;
   double* second;
@@ -20,7 +20,7 @@ class TileTotals {
   using P = Pack<T>;
 
  public:
-  /// For tiles of `values` of at most so many channels.
+  /// Prepares for tiles of `values` that have at most so many channels.
   TileTotals(const ColumnPlan& plan, const T* values, int64_t channels)
       : plan_(plan),
         values_(values),
@@ -28,7 +28,7 @@ class TileTotals {
         first_(channels * plan.shape.inner, {values, 4}),
         second_(channels * plan.shape.inner, {values, 6}) {}
 
-  /// shifts: of the tile's channels.
+  /// @param shifts  those of the tile's channels
   void compute(const Tile& tile, const A* shifts, const Totals& totals) {
     const int64_t channels = tile.channels();
     const int64_t inner = plan_.shape.inner;
@@ -47,7 +47,9 @@ class TileTotals {
       }
       flush(channels, totals);
     }
-    if (order.rest == tile.rows()) return;
+    if (order.rest == tile.rows()) {
+      return;
+    }
     clear(width);
     add_last_rows(x + order.rest * plan_.columns, width, tile.rows() - order.rest);
     flush(channels, totals);
@@ -66,15 +68,15 @@ class TileTotals {
     add_columns(second_.get(), channels, plan_.shape.inner, totals.second);
   }
 
-  /// kRowsAtOnce, `apart` rows from one to the next.
+  /// Adds kRowsAtOnce rows, with `apart` rows from one to the next.
   template <bool kFar>
   void add_rows(const T* x, int64_t apart, int64_t width) {
     const int64_t stride = apart * plan_.columns;
-    // Neighbouring rows: those of the next step.
+    // Where rows are neighbours, those of the next step are asked for.
     const int64_t ahead = kFar ? plan_.ahead / kRowsAtOnce : kRowsAtOnce * plan_.columns;
     const auto add_pack = [&](int64_t c, const auto& load) {
       const P shift = P::load_wide(shift_.get() + c);
-      // In pairs, for shorter chains.
+      // Rows are added in pairs, for shorter chains.
       P first[2] = {P::load_wide(first_.get() + c), P::all(0)};
       P second[2] = {P::load_wide(second_.get() + c), P::all(0)};
       for (int64_t row = 0; row < kRowsAtOnce; ++row) {
@@ -91,10 +93,12 @@ class TileTotals {
     for (; c + P::kSize <= width; c += P::kSize) {
       add_pack(c, [&](const T* from) { return P::load_any_order(from); });
     }
-    if (c < width) add_pack(c, [&](const T* from) { return P::load_any_order(from, width - c); });
+    if (c < width) {
+      add_pack(c, [&](const T* from) { return P::load_any_order(from, width - c); });
+    }
   }
 
-  /// Fewer than kRowsAtOnce.
+  /// Adds fewer rows than kRowsAtOnce.
   void add_last_rows(const T* x, int64_t width, int64_t rows) {
     for (int64_t c = 0; c < width; c += P::kSize) {
       const P shift = P::load_wide(shift_.get() + c);
@@ -112,13 +116,13 @@ class TileTotals {
 
   const ColumnPlan& plan_;
   const T* values_;
-  // Of columns.
+  // These are arrays of columns.
   Scratch<A> shift_;
   Scratch<A> first_;
   Scratch<A> second_;
 };
 
-/// The shifts to begin with, of channels whose first row begins at x.
+/// Writes the shifts to begin with, of channels whose first row begins at x.
 template <typename T>
 void first_shifts(const ColumnPlan& plan, const T* x, int64_t channels, Accumulate<T>* shifts) {
   using A = Accumulate<T>;
@@ -131,33 +135,39 @@ void first_shifts(const ColumnPlan& plan, const T* x, int64_t channels, Accumula
     return;
   }
   const T* rows[kSamples];
-  for (int64_t i = 0; i < kSamples; ++i) rows[i] = x + count * i / kSamples * plan.columns;
+  for (int64_t i = 0; i < kSamples; ++i) {
+    rows[i] = x + count * i / kSamples * plan.columns;
+  }
   for (int64_t k = 0; k < channels; ++k) {
     shifts[k] = mean_of_samples<A>([&](int64_t i) { return static_cast<A>(rows[i][k]); });
   }
 }
 
 /// Moves shifts that lie far from the mean to it.
-/// @return whether there were any: the totals must then be formed again
+/// @return whether there were any, so that the totals must be formed again
 template <typename A>
 bool move_far_shifts(const Totals& totals, int64_t channels, double count, A* shifts) {
   int64_t all_near = 1;
   for (int64_t k = 0; k < channels; ++k) {
     all_near &= static_cast<int64_t>(shift_is_near({totals.first[k], totals.second[k]}, count));
   }
-  if (all_near) return false;
+  if (all_near) {
+    return false;
+  }
   bool any = false;
   for (int64_t k = 0; k < channels; ++k) {
     const Sums sums = {totals.first[k], totals.second[k]};
     const auto mean = static_cast<A>(moments_of(sums, shifts[k], count).mean);
-    if (shift_is_near(sums, count) || !std::isfinite(mean)) continue;
+    if (shift_is_near(sums, count) || !std::isfinite(mean)) {
+      continue;
+    }
     shifts[k] = mean;
     any = true;
   }
   return any;
 }
 
-/// Mean and m2 of channels from their totals; from x, their first value, where these overflow.
+/// Writes mean and m2 of channels, from their totals or, where these overflow, from x, their first value.
 template <typename T>
 void moments_of_channels(const ColumnPlan& plan, const T* x, const Totals& totals, const Accumulate<T>* shifts,
                          int64_t channels, double* __restrict mean, double* __restrict m2) {
@@ -172,12 +182,18 @@ void moments_of_channels(const ColumnPlan& plan, const T* x, const Totals& total
     m2[k] = squares > 0 ? squares : 0;
     all_fit &= static_cast<int64_t>(std::isfinite(second[k]));
   }
-  if (all_fit) return;
+  if (all_fit) {
+    return;
+  }
   for (int64_t k = 0; k < channels; ++k) {
-    if (std::isfinite(second[k])) continue;
+    if (std::isfinite(second[k])) {
+      continue;
+    }
     DoubleMoments moments;
     for (int64_t row = 0; row < plan.rows; ++row) {
-      for (int64_t i = 0; i < plan.shape.inner; ++i) moments.add(x[row * plan.columns + k * plan.shape.inner + i]);
+      for (int64_t i = 0; i < plan.shape.inner; ++i) {
+        moments.add(x[row * plan.columns + k * plan.shape.inner + i]);
+      }
     }
     mean[k] = moments.get().mean;
     m2[k] = moments.get().m2;

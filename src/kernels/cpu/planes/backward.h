@@ -10,7 +10,7 @@
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
-/// The sums of whole channels or of their segments, with what is written beside them.
+/// Forms the sums of whole channels or of their segments, and writes what is written beside them.
 template <typename T, Mask kMask, bool kInput, bool kStream>
 class PlanesSums {
   using A = Accumulate<T>;
@@ -19,7 +19,7 @@ class PlanesSums {
  public:
   PlanesSums(const BackwardArgs& args, const PlanePieces& pieces) : args_(args), channels_(args), pieces_(pieces) {}
 
-  /// Of all channels, each value read once.
+  /// Takes all channels, each value read once.
   void run() const {
     if (pieces_.segments() > 1) {
       of_segments([](int64_t, const GradientSums&) {});
@@ -29,11 +29,13 @@ class PlanesSums {
       for (int64_t channel = begin; channel < end; channel += kChannelsAtOnce) {
         in_order_of_memory(channel, std::min(channel + kChannelsAtOnce, end));
       }
-      if constexpr (kStream) streaming_done();
+      if constexpr (kStream) {
+        streaming_done();
+      }
     });
   }
 
-  /// Of neighbouring channels, which are read again soon.
+  /// Takes neighbouring channels, which are read again soon.
   void of_channels(int64_t first, int64_t count, GradientSums* sums) const {
     std::vector<Runs> runs = runs_of(first, first + count);
     BackwardPointers<T> pointers(args_);
@@ -61,7 +63,7 @@ class PlanesSums {
     }
   }
 
-  /// Of all channels, segment by segment; then calls finish(channel, sums) for each.
+  /// Takes all channels, segment by segment, and then calls finish(channel, sums) for each.
   template <typename Finish>
   void of_segments(const Finish& finish) const {
     const int64_t segments = pieces_.segments();
@@ -71,7 +73,9 @@ class PlanesSums {
       for (int64_t task = begin; task < end; ++task) {
         parts[static_cast<size_t>(task)] = of_segment(task / segments, task % segments);
       }
-      if constexpr (kStream) streaming_done();
+      if constexpr (kStream) {
+        streaming_done();
+      }
     });
     for (int64_t channel = 0; channel < args_.shape.channels; ++channel) {
       Sums sums = {0, 0};
@@ -97,7 +101,7 @@ class PlanesSums {
     return runs;
   }
 
-  /// All channels of some images, then of the next ones.
+  /// Takes all channels of some images, then those of the next ones.
   void in_order_of_memory(int64_t begin, int64_t end) const {
     const int64_t inner = args_.shape.inner;
     const int64_t stride = args_.shape.channels * inner;
@@ -143,7 +147,7 @@ class PlanesSums {
   const PlanePieces& pieces_;
 };
 
-/// dx of whole channels or of their segments.
+/// Writes dx of whole channels or of their segments.
 template <typename T, Mask kMask, bool kStream>
 class PlanesInputGradient {
   using A = Accumulate<T>;
@@ -152,8 +156,8 @@ class PlanesInputGradient {
   PlanesInputGradient(const BackwardArgs& args, const PlanePieces& pieces)
       : args_(args), channels_(args), pieces_(pieces) {}
 
-  /// A segment of neighbouring channels. Backwards: the last pieces were read last.
-  /// @param sums  of these channels
+  /// Takes a segment of neighbouring channels. It goes backwards, as the last pieces were read last.
+  /// @param sums  those of these channels
   void run(int64_t first, int64_t count, int64_t segment, const GradientSums* sums) const {
     std::vector<PackInputGradient<T>> coefficients;
     coefficients.reserve(static_cast<size_t>(count));
@@ -173,7 +177,7 @@ class PlanesInputGradient {
     }
   }
 
-  /// All segments of all channels.
+  /// Takes all segments of all channels.
   void run_segments(const GradientSums* sums) const {
     const int64_t segments = pieces_.segments();
     parallel(args_.parallel_for, args_.shape.channels * segments, args_.shape.values(),
@@ -181,7 +185,9 @@ class PlanesInputGradient {
                for (int64_t task = begin; task < end; ++task) {
                  run(task / segments, 1, task % segments, sums + task / segments);
                }
-               if constexpr (kStream) streaming_done();
+               if constexpr (kStream) {
+                 streaming_done();
+               }
              });
   }
 
@@ -191,7 +197,7 @@ class PlanesInputGradient {
   const PlanePieces& pieces_;
 };
 
-/// Whether dx and dresidual, where they are, can be streamed to.
+/// Tells whether dx and dresidual, where they are, can be streamed to.
 template <typename T>
 bool can_stream_gradients(const BackwardArgs& args) {
   return args.stream && (!args.dx || can_stream_planes<T>(args.dx, args.shape)) &&
@@ -207,7 +213,7 @@ void planes_backward(const BackwardArgs& args) {
   });
 }
 
-/// Channel by channel: the second half reads from the cache what the first has read.
+/// Goes channel by channel: the second half reads from the cache what the first has read.
 template <bool kStream, typename FirstHalf, typename SecondHalf>
 void planes_in_halves(const BackwardArgs& args, const PlanePieces& pieces, const FirstHalf& first_half,
                       const SecondHalf& second_half) {
@@ -225,7 +231,9 @@ void planes_in_halves(const BackwardArgs& args, const PlanePieces& pieces, const
       first_half.of_channels(channel, count, sums.data());
       second_half.run(channel, count, 0, sums.data());
     }
-    if constexpr (kStream) streaming_done();
+    if constexpr (kStream) {
+      streaming_done();
+    }
   });
 }
 
@@ -245,7 +253,7 @@ void planes_backward_through_statistics(const BackwardArgs& args) {
   });
 }
 
-/// From the sums that are given.
+/// Writes dx from the sums that are given.
 template <typename T>
 void planes_gradient_of_input(const BackwardArgs& args) {
   const PlanePieces pieces(args.shape, sizeof(T));

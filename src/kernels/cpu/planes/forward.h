@@ -21,10 +21,14 @@ void add_pieces(const PlanePieces& pieces, int64_t begin, int64_t end, const T* 
       pieces, begin, end,
       [&](const auto& offsets, int64_t n) {
         Together<T> from;
-        for (size_t r = 0; r < from.size(); ++r) from[r] = x + offsets[r];
+        for (size_t r = 0; r < from.size(); ++r) {
+          from[r] = x + offsets[r];
+        }
         for (auto& of_channel : sums) {
           of_channel.add(from, n);
-          for (auto& run : from) run += pieces.inner();
+          for (auto& run : from) {
+            run += pieces.inner();
+          }
         }
       },
       [&](int64_t offset, int64_t n) {
@@ -60,25 +64,29 @@ struct Segment {
     DoubleMoments moments;
     for (int64_t i = begin(); i < end(); ++i) {
       const Piece piece = pieces[i];
-      for (int64_t k = 0; k < piece.n; ++k) moments.add(x[piece.offset + k]);
+      for (int64_t k = 0; k < piece.n; ++k) {
+        moments.add(x[piece.offset + k]);
+      }
     }
     return moments.get();
   }
 
-  /// From complete sums, which are formed anew where they do not suffice.
+  /// Leads from complete sums, which are formed anew where they do not suffice, to the statistics.
   BatchMoments moments(const RunSums<T>& complete) const {
     const double count = complete.count();
     Sums sums = complete.get();
     auto shift = complete.shift();
     if (!shift_is_near(sums, count)) {
       shift = static_cast<Accumulate<T>>(moments_of(sums, shift, count).mean);
-      if (std::isfinite(shift)) sums = sums_around(shift).get();
+      if (std::isfinite(shift)) {
+        sums = sums_around(shift).get();
+      }
     }
     return std::isfinite(sums.second) ? moments_of(sums, shift, count) : in_double();
   }
 };
 
-/// Statistics of whole channels or of their segments.
+/// Forms the statistics of whole channels or of their segments.
 template <typename T>
 class PlanesStatistics {
   using A = Accumulate<T>;
@@ -87,7 +95,7 @@ class PlanesStatistics {
   PlanesStatistics(const Shape& shape, const void* x, const PlanePieces& pieces, const MomentsSink<A>& sink)
       : shape_(shape), x_(static_cast<const T*>(x)), pieces_(pieces), sink_(sink) {}
 
-  /// Of `count` neighbouring channels of one segment.
+  /// Takes `count` neighbouring channels, which have one segment.
   void of_channels(int64_t first, int64_t count) const {
     std::vector<RunSums<T>> sums;
     for (int64_t k = 0; k < count; ++k) {
@@ -99,7 +107,7 @@ class PlanesStatistics {
     }
   }
 
-  /// Of all channels.
+  /// Takes all channels, segment by segment.
   void of_segments(ParallelFor parallel_for) const {
     const int64_t segments = pieces_.segments();
     const int64_t tasks = shape_.channels * segments;
@@ -136,7 +144,7 @@ class PlanesStatistics {
   const MomentsSink<A>& sink_;
 };
 
-/// y of whole channels or of their segments.
+/// Writes y of whole channels or of their segments.
 template <typename T, bool kResidual, bool kRelu, bool kStream>
 class PlanesNormalizer {
   using A = Accumulate<T>;
@@ -145,7 +153,7 @@ class PlanesNormalizer {
   PlanesNormalizer(const ForwardArgs& args, const PlanePieces& pieces)
       : args_(args), channels_(args), pieces_(pieces) {}
 
-  /// A segment of neighbouring channels.
+  /// Takes a segment of neighbouring channels.
   void run(int64_t first, int64_t count, int64_t segment) const {
     std::vector<PackCoefficients<T>> coefficients;
     for (int64_t k = 0; k < count; ++k) {
@@ -161,7 +169,7 @@ class PlanesNormalizer {
     const int64_t begin = pieces_.segment_begin(segment);
     const int64_t end = pieces_.segment_begin(segment + 1);
     if constexpr (!kResidual) {
-      // Backwards: the last pieces were read last.
+      // This goes backwards, as the last pieces were read last.
       for (int64_t i = end - 1; i >= begin; --i) {
         alone(pieces_[i].offset, pieces_[i].n);
       }
@@ -196,7 +204,8 @@ class PlanesNormalizer {
   const PlanePieces& pieces_;
 };
 
-/// @param statistics  null: they are in args.saved already
+/// Forms the statistics and normalises.
+/// @param statistics  may be null: they are then in args.saved already
 template <typename T, typename Normalizer, bool kStream>
 void planes_run(const ForwardArgs& args, const PlanePieces& pieces, const PlanesStatistics<T>* statistics) {
   const Normalizer normalizer(args, pieces);
@@ -210,12 +219,14 @@ void planes_run(const ForwardArgs& args, const PlanePieces& pieces, const Planes
       for (int64_t task = begin; task < end; ++task) {
         normalizer.run(task / segments, 1, task % segments);
       }
-      if constexpr (kStream) streaming_done();
+      if constexpr (kStream) {
+        streaming_done();
+      }
     });
     return;
   }
   parallel(args.parallel_for, shape.channels, shape.values(), [&](int64_t begin, int64_t end) {
-    // Where nothing is read twice, in the order of memory: all channels of an image after each other.
+    // Where nothing is read twice, values are taken in the order of memory: all channels of an image after each other.
     const int64_t group = statistics ? pieces.group() : end - begin;
     for (int64_t channel = begin; channel < end; channel += group) {
       const int64_t count = std::min(group, end - channel);
@@ -224,17 +235,19 @@ void planes_run(const ForwardArgs& args, const PlanePieces& pieces, const Planes
       }
       normalizer.run(channel, count, 0);
     }
-    if constexpr (kStream) streaming_done();
+    if constexpr (kStream) {
+      streaming_done();
+    }
   });
 }
 
-/// Whether all runs of values of [outer][channels][inner] from `to` on are aligned for streaming.
+/// Tells whether all runs of values of [outer][channels][inner] from `to` on are aligned for streaming.
 template <typename T>
 bool can_stream_planes(const void* to, const Shape& shape) {
   return can_stream_to(to) && shape.inner * static_cast<int64_t>(sizeof(T)) % static_cast<int64_t>(sizeof(Bits)) == 0;
 }
 
-/// y from what is in args.saved or, where there is a sink, from statistics that go there first.
+/// Writes y from what is in args.saved or, where there is a sink, from statistics that go there first.
 template <typename T>
 void planes_forward(const ForwardArgs& args, const MomentsSink<Accumulate<T>>* sink) {
   const PlanePieces pieces(args.shape, sizeof(T));
@@ -261,7 +274,7 @@ void planes_statistics(const StatisticsArgs& args) {
     return statistics.of_segments(args.parallel_for);
   }
   parallel(args.parallel_for, args.shape.channels, args.shape.values(), [&](int64_t begin, int64_t end) {
-    // In the order of memory: all channels of an image after each other.
+    // Values are taken in the order of memory: all channels of an image after each other.
     statistics.of_channels(begin, end - begin);
   });
 }

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <array>
 
-// [outer][channels][inner] with long planes. A group of channels at a time, so that its second read comes from the
-// cache. A channel is read in several places at once, each in the order of memory: faster than in one. Where there are
-// few channels each is split into a number of segments that depends on the shape alone, merged in order: the same bits
-// for any number of threads.
+// This folder handles [outer][channels][inner] with long planes. It takes a group of channels at a time, so that its
+// second read comes from the cache. A channel is read in several places at once, each in the order of memory: faster
+// than in one. Where there are few channels each is split into a number of segments that depends on the shape alone,
+// merged in order: the same bits for any number of threads.
 
 namespace momentum_bn::kernels::CPU_CAPABILITY {
 
@@ -30,12 +30,12 @@ struct Piece {
 /// A channel in pieces and segments.
 class PlanePieces {
  public:
-  /// @param arrays  of values that are read twice
+  /// @param arrays  the number of arrays of values that are read twice
   PlanePieces(const Shape& shape, int64_t element_size, int64_t arrays = 1)
       : stride_(shape.channels * shape.inner), inner_(shape.inner), per_plane_(1) {
     const int64_t channel_bytes = shape.values_per_channel() * element_size * arrays;
     group_ = std::clamp<int64_t>(kGroupBytes / channel_bytes, 1, kEnoughChannels / 4);
-    // In whole cache lines.
+    // Pieces are whole cache lines.
     size_ = divide_up(divide_up(inner_, divide_up(inner_ * element_size, kPieceBytes)), 64) * 64;
     per_plane_ = divide_up(inner_, size_);
     count_ = per_plane_ * shape.outer;
@@ -81,10 +81,14 @@ void for_pieces(const PlanePieces& pieces, int64_t begin, int64_t end, const OnT
     const int64_t shortest = *std::min_element(n.begin(), n.end());
     together(offsets, shortest);
     for (size_t r = 0; r < kCount; ++r) {
-      if (n[r] > shortest) alone(offsets[r] + shortest, n[r] - shortest);
+      if (n[r] > shortest) {
+        alone(offsets[r] + shortest, n[r] - shortest);
+      }
     }
   }
-  for (; i < end; ++i) alone(pieces[i].offset, pieces[i].n);
+  for (; i < end; ++i) {
+    alone(pieces[i].offset, pieces[i].n);
+  }
 }
 
 }  // namespace momentum_bn::kernels::CPU_CAPABILITY

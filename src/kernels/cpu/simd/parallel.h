@@ -9,11 +9,15 @@ namespace momentum_bn::kernels::CPU_CAPABILITY {
 /// Below this many values a second thread costs more than it brings.
 constexpr int64_t kSerialBelow = int64_t{16} * 1024;
 
-/// run(begin, end) over parts of [0, tasks), which together touch `values` values.
+/// Calls run(begin, end) over parts of [0, tasks), which together touch `values` values.
 template <typename Run>
 void parallel(ParallelFor parallel_for, int64_t tasks, int64_t values, const Run& run) {
-  if (tasks == 0) return;
-  if (tasks == 1 || values < kSerialBelow) return run(int64_t{0}, tasks);
+  if (tasks == 0) {
+    return;
+  }
+  if (tasks == 1 || values < kSerialBelow) {
+    return run(int64_t{0}, tasks);
+  }
   parallel_for(
       tasks, [](void* context, int64_t begin, int64_t end) { (*static_cast<const Run*>(context))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&run)));
@@ -27,7 +31,7 @@ void with_flag(bool flag, const Run& run) {
   flag ? run(std::true_type()) : run(std::false_type());
 }
 
-/// The same with two flags.
+/// Does the same with two flags.
 template <typename Run>
 void with_flags(bool first, bool second, const Run& run) {
   if (first) {

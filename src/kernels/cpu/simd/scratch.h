@@ -11,17 +11,21 @@ namespace momentum_bn::kernels::CPU_CAPABILITY {
 /// Values that may be read and written beyond the end of an array, as full vectors.
 constexpr int64_t kPadding = 64;
 
-/// What each thread keeps for its short-lived arrays, so that a call need not ask the system for memory: until the
-/// thread ends, at most kBytes.
+/// Memory of at most kBytes that each thread keeps for its short-lived arrays until it ends, so that a call need not
+/// ask the system for it.
 class ScratchStack {
  public:
   static constexpr size_t kBytes = size_t{512} * 1024;
   static constexpr std::align_val_t kAlignment{64};
 
-  /// Null where there is not enough left.
+  /// Returns null where there is not enough left.
   std::byte* push(size_t bytes) {
-    if (used_ + bytes > kBytes) return nullptr;
-    if (!memory_) memory_.reset(static_cast<std::byte*>(::operator new(kBytes, kAlignment)));
+    if (used_ + bytes > kBytes) {
+      return nullptr;
+    }
+    if (!memory_) {
+      memory_.reset(static_cast<std::byte*>(::operator new(kBytes, kAlignment)));
+    }
     std::byte* top = memory_.get() + used_;
     used_ += bytes;
     return top;
