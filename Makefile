@@ -46,7 +46,9 @@ BUILD := cmake --build --preset release
 BUILD_QUIETLY := $(if $(MAKE_TERMOUT),,-- --quiet)
 
 CTEST := ctest --preset release -j $(JOBS)
-PYTEST := $(VENV_BIN)/python -m pytest
+# Threads of torch that wait do not keep a processor from the tests beside them.
+PYTEST := OMP_WAIT_POLICY=passive $(VENV_BIN)/python -m pytest
+QUICK_TESTS := -n $(JOBS) --dist loadgroup -m 'not sweep'
 STARTED := $(shell date +%s)
 MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
 
@@ -77,12 +79,16 @@ report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo; 10 
 study: setup ## momentum against plain BatchNorm in the teacher, twelve trainings into runs/study (some 40 minutes)
 	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study $(ARGS)
 
-test: build-tests ## run the tests, C++, Python and packaging (35 minutes in a fresh clone)
+test: build-tests ## run the tests, C++ and Python, but for the sweeps (15 minutes in a fresh clone)
 	@$(CTEST)
-	@$(PYTEST)
-	@echo "-- $(MINUTES). Left to make test-all: the C++ tests under sanitizers"
+	@$(PYTEST) $(QUICK_TESTS)
+	@echo "-- $(MINUTES). Left to make test-all: C++ tests under sanitizers; $$(grep -rhoP --include='*.py' \
+	  'mark\.sweep\("\K[^"]+' tests | sort -u | paste -sd ';' | sed 's/;/; /g')"
 
-test-all: test ## run everything: the tests, and the C++ tests under sanitizers (60 minutes)
+test-all: build-tests ## run everything: the tests, the sweeps, the C++ tests under sanitizers (60 minutes)
+	@$(CTEST)
+	@$(PYTEST) $(QUICK_TESTS)
+	@$(PYTEST) -m sweep
 	@$(MAKE) --no-print-directory sanitize
 	@echo "-- everything passed, in $(MINUTES)"
 

@@ -35,6 +35,7 @@ def cross_compiled_googletest(tmp_path: Path) -> Path:
     return prefix / "lib" / "cmake" / "GTest"
 
 
+@pytest.mark.sweep("64-bit ARM, emulated")
 def test_kernels_under_emulation(cross_compiled_googletest: Path, tmp_path: Path) -> None:
     build = tmp_path / "kernels"
     run(

@@ -66,6 +66,7 @@ def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / name.removesuffix(".tar.gz")
 
 
+@pytest.mark.sweep("the library built in other ways")
 def test_add_subdirectory_of_the_sdist_with_a_cuda_torch(
     unpacked_sdist: Path, cuda_torch: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +114,7 @@ def test_build_without_torch_names_the_way_out(tmp_path: Path) -> None:
     assert "--no-build-isolation" in result.stderr
 
 
+@pytest.mark.sweep("the library built in other ways")
 def test_build_without_openmp_has_threads_and_the_same_results(installed_python: Path, tmp_path: Path) -> None:
     run(
         *("cmake", "-G", "Ninja", "-S", SOURCE, "-B", tmp_path / "build", f"-DPython_EXECUTABLE={sys.executable}"),

@@ -62,6 +62,7 @@ def test_built_where_torch_and_nvcc_are_of_one_cuda(tmp_path: Path, cuda_torch_l
     assert code == 0 and "CUDA kernels: not built (MOMENTUM_BN_CUDA=OFF)" in words, words
 
 
+@pytest.mark.sweep("CUDA kernels compiled by nvcc")
 @needs_nvcc
 def test_kernels_are_compiled_and_load_without_a_gpu(installed_python: Path, tmp_path: Path) -> None:
     run(

@@ -22,7 +22,10 @@ PROCESSORS = {"Haswell": "AVX2", "Nehalem": "DEFAULT"}
 OF_THIS_PROCESSOR = {"ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}
 KERNEL_TESTS = ["ForwardTest.EverySize", "BackwardTest.EverySize", "SpecialValuesTest.EveryValueOfSixteenBits"]
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86-64 processors")
+pytestmark = [
+    pytest.mark.sweep("older processors, emulated"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86-64 processors"),
+]
 
 
 @pytest.fixture(scope="module")

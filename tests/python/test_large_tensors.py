@@ -9,6 +9,8 @@ import torch
 
 import momentum_bn
 
+pytestmark = pytest.mark.sweep("more values than 32 bits count")
+
 PERIOD = 64 * 1024
 
 

@@ -99,6 +99,8 @@ class Trainer:
         assert metrics(run) == metrics(uncut)
 
 
+pytestmark = pytest.mark.sweep("two machines on a slow network")
+
 Program = Example | Trainer
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 from .conftest import checkpoint_of, pretrain_arguments
 
+pytestmark = pytest.mark.sweep("leaks of the trainer, under LeakSanitizer")
+
 LEAKED = 23
 
 

@@ -58,6 +58,7 @@ def finished(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
+@pytest.mark.sweep("the trainer killed at any moment")
 def test_killed_at_random_moments(start: Start, m2teacher: Run, data: Path, tmp_path: Path) -> None:
     # Each view has a thread of its own here.
     options = {"threads": 2}

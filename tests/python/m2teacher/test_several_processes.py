@@ -375,6 +375,7 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
 LONG = {"steps": 400, "checkpoint_every": 30, "keep": 2}
 
 
+@pytest.mark.sweep("the trainer killed at any moment")
 def test_killed_and_resumed_is_the_uncut_run(
     images: Path, tmp_path: Path, launched: list[subprocess.Popen[str]]
 ) -> None:
