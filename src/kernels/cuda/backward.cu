@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   if (!p.args.dweight && !p.args.dbias && !p.args.sums && !p.gradients) return;
   sums.merge_lanes(tiling, place);
   if (!sums.merge_slices(tiling, place, p.partials, p.args.counters + 1 + tile)) return;
-  for_channels_of_tile(tiling, sums, place, [&](int64_t channel, const double* of_channel) {
+  for_channels_of_tile(tiling, [&](int64_t channel, const double* of_channel) {
     const auto exact = gradient_sums_of(saved_of<A>(p.args, channel), of_channel[0], of_channel[1]);
     write_sums<A>(p.args, channel, exact);
     if (p.gradients) gradients_of<A>(p)[channel] = ChannelGradient<A>::of(p.args, channel, exact);

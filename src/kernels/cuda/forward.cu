@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   }
   sums.merge_lanes(tiling, place);
   if (!sums.merge_slices(tiling, place, p.partials, p.args.counters + 1 + tile)) return;
-  for_channels_of_tile(tiling, sums, place, [&](int64_t channel, const double* of_channel) {
+  for_channels_of_tile(tiling, [&](int64_t channel, const double* of_channel) {
     using OfTile = Moments<T, V, kRows>;
     const auto batch = OfTile::of_channel(tiling, OfTile::shift_of(tiling, p.args.x, channel), of_channel);
     finish_channel<Accumulate<T>>(p, channel, batch);

@@ -42,10 +42,12 @@ int height_of_planes(int64_t positions, int most) {
   return static_cast<int>(std::min<int64_t>(std::max(power_of_two_up(positions / kBatch), kWarp), most));
 }
 
-/// Columns of rows: a warp's reads, divided evenly among the tiles.
-int width_of_rows(int64_t columns) {
-  constexpr int64_t kMost = 32;
-  return static_cast<int>(quotient_up(columns, quotient_up(columns, kMost)));
+/// Columns of rows, divided evenly among the tiles: lines of the memory, and no more channels than need be, as the last
+/// block of each tile adds up the sums of all slices.
+int width_of_rows(int64_t columns, int vector) {
+  constexpr int64_t kMostChannels = 64;
+  const int64_t most = std::clamp<int64_t>(kMostChannels / vector, 8, 32);
+  return static_cast<int>(quotient_up(columns, quotient_up(columns, most)));
 }
 
 /// So many slices that the blocks come to whole waves, as nearly as may be.
@@ -184,7 +186,7 @@ Tiling tiling_of(const Shape& any_shape, int vector, const Device& device) {
   const Shape shape = with_planes(any_shape);
   Tiling tiling = untiled(shape, vector);
   if (tiling.rows) {
-    tiling.width = width_of_rows(tiling.columns);
+    tiling.width = width_of_rows(tiling.columns, vector);
     tiling.height = height_of_rows(tiling.positions, tiling.width, kThreads);
   } else {
     tiling.height = height_of_planes(tiling.positions, kThreads);

@@ -23,6 +23,9 @@ struct uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) double2 {
+  double x, y;
+};
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
@@ -38,7 +41,11 @@ using std::fma;
 using std::isfinite;
 
 inline double cospi(double value) { return std::cos(M_PI * value); }
-inline double __ldcg(const double* from) { return *from; }
+inline double2 __ldcg(const double2* from) { return *from; }
+template <typename Word>
+void __stcs(Word* to, Word word) {
+  *to = word;
+}
 inline void __threadfence() {}
 void __syncthreads();
 int __syncthreads_or(int value);
@@ -48,8 +55,7 @@ void __cluster_barrier_arrive();
 void __cluster_barrier_wait();
 void* __cluster_map_shared_rank(const void* address, unsigned rank);
 
-// --- The runtime
-// -------------------------------------------------------------------------------------------------------
+// --- The runtime -------------------------------------------------------------------------------------------------
 
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;
