@@ -8,8 +8,6 @@ namespace {
 constexpr int64_t kVectorBytes = 16;
 /// Of grid y.
 constexpr int64_t kMostSlices = 65'535;
-/// That any device with clusters can launch.
-constexpr int kMostInCluster = 8;
 constexpr int kFirstWithClusters = 90;
 /// What the system takes of a multiprocessor's shared memory for each block.
 constexpr int64_t kReservedBytes = 1024;

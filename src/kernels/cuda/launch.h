@@ -68,6 +68,9 @@ constexpr int kKeptBackward = 2;
 /// in shared memory, and the slices of a tile are a thread-block cluster. None where they do not fit.
 std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& shape, int vector, const Device& device, int kept);
 
+/// Blocks of such a cluster, at most: any device with clusters can launch so many.
+constexpr int kMostInCluster = 8;
+
 /// Threads per block of that launch, at most.
 constexpr int kOnChipThreads = 512;
 

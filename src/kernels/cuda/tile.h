@@ -46,12 +46,22 @@ class TileSums {
 
   /// Of channel i of the tile, over all blocks. By one thread.
   __device__ void merge(int i, double (&to)[2]) const {
+    const auto* const of_block = reinterpret_cast<const double2*>(sums_) + i;
+    if (!in_cluster_of_several()) {
+      to[0] = of_block->x;
+      to[1] = of_block->y;
+      return;
+    }
+    double2 of_rank[kMostInCluster];
+#pragma unroll
+    for (int rank = 0; rank < kMostInCluster; ++rank) {
+      of_rank[rank] = rank < tiling_.slices ? *in_cluster(of_block, rank) : double2{0, 0};
+    }
     to[0] = to[1] = 0;
-#pragma unroll 1
-    for (int rank = 0; rank < tiling_.slices; ++rank) {
-      const double* of_rank = in_cluster_of_several() ? in_cluster(sums_, rank) : sums_;
-      to[0] += of_rank[2 * i];
-      to[1] += of_rank[2 * i + 1];
+#pragma unroll
+    for (int rank = 0; rank < kMostInCluster; ++rank) {
+      to[0] += of_rank[rank].x;
+      to[1] += of_rank[rank].y;
     }
   }
 
