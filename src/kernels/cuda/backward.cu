@@ -14,6 +14,7 @@ struct BackwardParameters {
   Tiling tiling;
   double* partials;
   void* gradients;  // ChannelGradient<A>[channels], or null
+  bool dx_is_for_later;
 };
 
 template <typename A>
@@ -63,10 +64,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const auto place = Place::of<kRows>(tiling);
   // Backwards: what was read last is most likely still in the cache.
   const int64_t tile = gridDim.x - 1 - blockIdx.x;
-  const Walk<kRows, V> walk(tiling, tile, gridDim.y - 1 - blockIdx.y, place);
+  const Walk<kRows, V, /*kBack=*/true> walk(tiling, tile, gridDim.y - 1 - blockIdx.y, place);
   if (walk.left == 0) return;
   const InputGradient<T, V, kRows, kMask> gradient(
-      p.args.dx, p.args.y, gradients_of<Accumulate<T>>(p) + channel_of<kRows, V>(tiling, tile, place));
+      p.args.dx, p.dx_is_for_later, p.args.y,
+      gradients_of<Accumulate<T>>(p) + channel_of<kRows, V>(tiling, tile, place));
   gradient.run(tiling, walk, [&](int64_t at) { return BackwardVectors<T, V>::load(p.args, at); });
 }
 
@@ -98,10 +100,11 @@ int vector_of(const BackwardArgs& args) {
 
 /// @param with_gradients  what dx through the statistics is formed with goes to the workspace
 BackwardParameters parameters_of(const BackwardArgs& args, const Device& device, bool with_gradients) {
-  BackwardParameters p = {args, tiling_of(args.shape, vector_of(args), device), nullptr, nullptr};
+  BackwardParameters p = {args, tiling_of(args.shape, vector_of(args), device), nullptr, nullptr, false};
   p.partials = static_cast<double*>(args.workspace);
   if (with_gradients) {
     p.gradients = static_cast<char*>(args.workspace) + workspace_of(args.type, p.tiling).partials_bytes;
+    p.dx_is_for_later = overflows_cache(args.type, args.shape, device);
   }
   return p;
 }

@@ -55,7 +55,8 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   of_tile.release();
 
   if (walk.left > 0) {
-    const InputGradient<T, V, kRows, Mask::kNone> input_gradient(p.dx, false, gradients + place.column * N);
+    const InputGradient<T, V, kRows, Mask::kNone> input_gradient(p.dx, /*dx_is_for_later=*/false, /*has_y=*/false,
+                                                                 gradients + place.column * N);
     KeptVectors<T, V> x(values);
     KeptVectors<T, V> gradient(values + p.memory.values_bytes);
     input_gradient.run(tiling, walk, [&](int64_t) { return Vectors{gradient.take(), x.take(), {}}; });

@@ -76,8 +76,14 @@ struct Vector {
   __device__ static Vector load(const void* values, int64_t at) {
     return {*reinterpret_cast<const Word*>(static_cast<const T*>(values) + at)};
   }
-  __device__ void store(void* values, int64_t at) const {
-    *reinterpret_cast<Word*>(static_cast<T*>(values) + at) = word;
+  /// @param is_for_later  the cache may drop it before anything else
+  __device__ void store(void* values, int64_t at, bool is_for_later = false) const {
+    auto* const to = reinterpret_cast<Word*>(static_cast<T*>(values) + at);
+    if (is_for_later) {
+      __stcs(to, word);
+    } else {
+      *to = word;
+    }
   }
 };
 

@@ -17,6 +17,7 @@ struct ForwardParameters {
   double* partials;
   void* coefficients;  // Coefficients<A>[channels]
   double* statistics;  // or null: as StatisticsArgs have it, and nothing else is written
+  bool y_is_for_later;
 };
 
 /// What is left to do with the statistics of a channel.
@@ -67,12 +68,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   // Backwards: what was read last is most likely still in the cache.
   const int64_t tile = gridDim.x - 1 - blockIdx.x;
   const int64_t slice = gridDim.y - 1 - blockIdx.y;
-  const Walk<kRows, V> walk(tiling, tile, slice, place);
+  const Walk<kRows, V, /*kBack=*/true> walk(tiling, tile, slice, place);
   if (walk.left == 0) return;
   const auto* of_channel =
       static_cast<const Coefficients<A>*>(p.coefficients) + channel_of<kRows, V>(tiling, tile, place);
   const ThreadCoefficients<A, kChannelsOf<kRows, V>> coefficients(of_channel);
-  Normalize<T, V, kRows>(p.args, coefficients).run(tiling, walk, [&](int64_t at) {
+  Normalize<T, V, kRows>(p.args, coefficients, p.y_is_for_later).run(tiling, walk, [&](int64_t at) {
     return Vector<T, V>::load(p.args.x, at);
   });
 }
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) gathered_kernel(const __grid_constan
 }
 
 ForwardParameters parameters_of(const ForwardArgs& args, const Tiling& tiling) {
-  ForwardParameters p = {args, tiling, nullptr, nullptr, nullptr};
+  ForwardParameters p = {args, tiling, nullptr, nullptr, nullptr, false};
   p.partials = static_cast<double*>(args.workspace);
   p.coefficients = static_cast<char*>(args.workspace) + workspace_of(args.type, tiling).partials_bytes;
   return p;
@@ -129,8 +130,9 @@ int start_gathered(const ForwardParameters& p) {
   return start(gathered_kernel<float>, grid, p.args.stream, p);
 }
 
-int in_two_launches(const ForwardArgs& args, const Tiling& tiling) {
-  const auto p = parameters_of(args, tiling);
+int in_two_launches(const ForwardArgs& args, int vector, const Device& device) {
+  auto p = parameters_of(args, tiling_of(args.shape, vector, device));
+  p.y_is_for_later = overflows_cache(args.type, args.shape, device);
   const int error = args.gathered ? start_gathered(p) : start_statistics(p);
   if (error != 0 || args.shape.values() == 0) return error;
   return start_normalize(p);
@@ -140,11 +142,11 @@ int in_two_launches(const ForwardArgs& args, const Tiling& tiling) {
 
 int forward(const ForwardArgs& args, const Device& device) {
   const int vector = vector_of(args.type, args.shape, {args.x, args.residual, args.y});
-  if (args.gathered) return in_two_launches(args, tiling_of(args.shape, vector, device));
+  if (args.gathered) return in_two_launches(args, vector, device);
   const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device, kKeptForward);
   std::function<int()> on_chip;
   if (tiling) on_chip = [&] { return forward_on_chip(args, *tiling); };
-  return go(on_chip, [&] { return in_two_launches(args, tiling_of(args.shape, vector, device)); });
+  return go(on_chip, [&] { return in_two_launches(args, vector, device); });
 }
 
 int statistics(const StatisticsArgs& args, const Device& device) {

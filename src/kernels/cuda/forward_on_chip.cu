@@ -97,7 +97,9 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   if (walk.left > 0) {
     const auto coefficients = tile_blend.coefficients(place);
     KeptVectors<T, V> kept(values);
-    Normalize<T, V, kRows>(p.args, coefficients).run(tiling, walk, [&](int64_t) { return kept.take(); });
+    Normalize<T, V, kRows>(p.args, coefficients, /*y_is_for_later=*/false).run(tiling, walk, [&](int64_t) {
+      return kept.take();
+    });
   }
   tile_blend.update();
 }

@@ -127,10 +127,10 @@ class Masking {
 };
 
 template <typename T, int V>
-__device__ inline void write(void* to, const Accumulate<T> (&values)[V], int64_t at) {
+__device__ inline void write(void* to, const Accumulate<T> (&values)[V], int64_t at, bool is_for_later = false) {
   Vector<T, V> vector;
   vector.set(values);
-  vector.store(to, at);
+  vector.store(to, at, is_for_later);
 }
 
 /// A thread's sums of g and g * (x - center), in the accumulate type over a run of a few values, in double over runs.
@@ -240,8 +240,10 @@ class InputGradient {
   static constexpr int K = kBackwardBatchOf<T, V>;
 
  public:
-  /// @param of_channels  of the thread's channels
-  __device__ InputGradient(void* dx, bool has_y, const ChannelGradient<A>* of_channels) : dx_(dx), masking_(has_y) {
+  /// @param dx_is_for_later  the cache may drop dx before anything else
+  /// @param of_channels      of the thread's channels
+  __device__ InputGradient(void* dx, bool dx_is_for_later, bool has_y, const ChannelGradient<A>* of_channels)
+      : dx_(dx), dx_is_for_later_(dx_is_for_later), masking_(has_y) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       center_[j] = of_channels[j].forward.center;
@@ -254,8 +256,8 @@ class InputGradient {
 
   /// All of a thread's.
   /// @param read  called for each position, in turn, gives its BackwardVectors
-  template <typename Read>
-  __device__ void run(const Tiling& tiling, Walk<kRows, V> walk, const Read& read) const {
+  template <bool kBack, typename Read>
+  __device__ void run(const Tiling& tiling, Walk<kRows, V, kBack> walk, const Read& read) const {
 #pragma unroll 1
     while (walk.left > 0) {
       int64_t at[K];
@@ -284,10 +286,11 @@ class InputGradient {
       const int n = kRows ? j : 0;
       g[j] = (g[j] - offset_[n] - (inputs[j] - center_[n]) * slope_[n]) * scale_[n];
     }
-    write<T>(dx_, g, at);
+    write<T>(dx_, g, at, dx_is_for_later_);
   }
 
   void* dx_;
+  bool dx_is_for_later_;
   Masking<T, V, kRows, kMask> masking_;
   A center_[N];
   A scale_[N];

@@ -196,6 +196,10 @@ Tiling tiling_of(const Shape& any_shape, int vector, const Device& device) {
   return tiling;
 }
 
+bool overflows_cache(Type type, const Shape& shape, const Device& device) {
+  return 2 * shape.values() * size_of(type) > device.l2_bytes;
+}
+
 std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& any_shape, int vector, const Device& device, int kept) {
   const Shape shape = with_planes(any_shape);
   const int most_in_cluster = device.capability >= kFirstWithClusters ? kMostInCluster : 1;

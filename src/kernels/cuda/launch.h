@@ -57,6 +57,10 @@ constexpr int kMostInRowsBackward = 4;
 /// Blocks that fill the device, each a few vectors of work per thread.
 Tiling tiling_of(const Shape& shape, int vector, const Device& device);
 
+/// Whether as many values are written as are read and both do not fit in the device's cache: what is written would push
+/// out what is read once more.
+bool overflows_cache(Type type, const Shape& shape, const Device& device);
+
 /// Shared memory that sums over a tile take.
 int64_t sums_bytes(const Tiling& tiling);
 

@@ -42,8 +42,10 @@ class Normalize {
   static constexpr int K = kBatchOf<T, V>;
 
  public:
-  __device__ Normalize(const ForwardArgs& args, const ThreadCoefficients<A, kRows ? V : 1>& coefficients)
-      : args_(args), coefficients_(coefficients) {}
+  /// @param y_is_for_later  the cache may drop y before anything else
+  __device__ Normalize(const ForwardArgs& args, const ThreadCoefficients<A, kRows ? V : 1>& coefficients,
+                       bool y_is_for_later)
+      : args_(args), coefficients_(coefficients), y_is_for_later_(y_is_for_later) {}
 
   /// Writes y of a vector of x whose residual is `residual`, if there is any.
   __device__ void operator()(const Vector<T, V>& x, const Vector<T, V>& residual, int64_t at) const {
@@ -66,13 +68,13 @@ class Normalize {
     }
     Vector<T, V> y;
     y.set(values);
-    y.store(args_.y, at);
+    y.store(args_.y, at, y_is_for_later_);
   }
 
   /// All of a thread's.
   /// @param read_x  called for each vector, in turn, with the position of its first value
-  template <typename ReadX>
-  __device__ void run(const Tiling& tiling, Walk<kRows, V> walk, const ReadX& read_x) const {
+  template <bool kBack, typename ReadX>
+  __device__ void run(const Tiling& tiling, Walk<kRows, V, kBack> walk, const ReadX& read_x) const {
 #pragma unroll 1
     while (walk.left > 0) {
       int64_t at[K];
@@ -99,6 +101,7 @@ class Normalize {
  private:
   const ForwardArgs& args_;
   const ThreadCoefficients<A, kRows ? V : 1>& coefficients_;
+  bool y_is_for_later_;
 };
 
 }  // namespace momentum_bn::kernels::cuda

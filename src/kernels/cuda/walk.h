@@ -46,7 +46,8 @@ template <typename T, int V>
 constexpr int kBatchOf = V * sizeof(T) <= 8 ? 2 * kBatch : kBatch;
 
 /// A thread's vectors, one after the other.
-template <bool kRows, int V>
+/// @tparam kBack  from the last one to the first
+template <bool kRows, int V, bool kBack = false>
 struct Walk {
   int64_t at = 0;    // of the vector's first value
   int64_t left = 0;  // vectors to go, this one counted
@@ -59,18 +60,20 @@ struct Walk {
     if (end > tiling.positions) end = tiling.positions;
     if (column >= tiling.columns || first >= end) return;
     left = divided(end - first + tiling.height - 1, tiling.height).quotient;
+    const int64_t begin = kBack ? first + (left - 1) * tiling.height : first;
     if (kRows) {
-      at = first * tiling.channels + column * V;
+      at = begin * tiling.channels + column * V;
     } else {
-      const auto [outer, vector] = divided(first, tiling.plane);
+      const auto [outer, vector] = divided(begin, tiling.plane);
       in_plane = vector;
       at = (outer * tiling.channels + column) * tiling.inner + vector * V;
     }
   }
 
   __device__ void next(const Tiling& tiling) {
-    at += tiling.step;
     --left;
+    if (kBack) return back(tiling);
+    at += tiling.step;
     if (kRows) return;
     in_plane += tiling.step_in_plane;
     if (in_plane < tiling.plane) return;
@@ -88,6 +91,16 @@ struct Walk {
       if (k < count) next(tiling);
     }
     return count;
+  }
+
+ private:
+  __device__ void back(const Tiling& tiling) {
+    at -= tiling.step;
+    if (kRows) return;
+    in_plane -= tiling.step_in_plane;
+    if (in_plane >= 0) return;
+    in_plane += tiling.plane;
+    at -= tiling.skip;
   }
 };
 

@@ -126,6 +126,25 @@ TEST_P(CudaForwardTest, EverySize) {
   }
 }
 
+/// More than a thread reads at once, of several tiles, with more values than the cache holds.
+TEST_P(CudaForwardTest, ManySlices) {
+  Device many = device();
+  if (many.shared_memory_per_block > 0) GTEST_SKIP() << "slices are merged in two launches alone";
+  many.multiprocessors = 64;
+  const Shape shape = {32'768, 72, 1};
+  const auto tiling = tiling_of(shape, vector_of(type(), shape, {}), many);
+  EXPECT_GT(tiling.slices, 8 * tiling.threads() / tiling.channels_per_tile);
+  EXPECT_GT(tiling.tiles, 1);
+  EXPECT_TRUE(overflows_cache(type(), shape, many));
+  const auto call = call_of(shape, 0.4);
+  LayerState state;
+  auto expected_state = state;
+  const auto result = run_forward(call, state, many);
+  const auto expected = expected_forward(call, expected_state);
+  EXPECT_TRUE(near(type(), result.y, expected.y, unit_tolerance(type()))) << "y";
+  check_saved(call, result.saved, expected.saved, unit_tolerance(type()));
+}
+
 /// Ten thousand standard deviations away, in the 16-bit types as far as their values go.
 TEST_P(CudaForwardTest, FarFromZero) {
   const double offset = type() == Type::kBFloat16 ? 64 : type() == Type::kHalf ? 512 : 1e4;

@@ -111,6 +111,28 @@ TEST(CudaLaunchTest, TilingsCoverAllValuesWithinLimits) {
   });
 }
 
+/// One block adds up the sums of all slices of a tile: a layer with much to read has no tile of many channels.
+TEST(CudaLaunchTest, TilesOfRowsAreLinesOfTheMemory) {
+  for_all([](Type type, const Shape& shape, int vector, const Device& device) {
+    const auto tiling = tiling_of(shape, vector, device);
+    if (!tiling.rows) return;
+    EXPECT_LE(tiling.channels_per_tile, 64);
+    constexpr int64_t kLine = 128;
+    const auto size = static_cast<int64_t>(size_of(type));
+    const bool are_vectors = vector * size >= 8;
+    EXPECT_TRUE(!are_vectors || tiling.tiles == 1 || 2 * tiling.channels_per_tile * size > kLine);
+  });
+}
+
+TEST(CudaLaunchTest, WhatOverflowsTheCache) {
+  const auto& devices = real_devices();
+  const auto h100 =
+      std::find_if(devices.begin(), devices.end(), [](const auto& device) { return device.name == "H100"; });
+  ASSERT_NE(h100, devices.end());
+  EXPECT_TRUE(overflows_cache(Type::kBFloat16, {64, 256, 56 * 56}, h100->device));
+  EXPECT_FALSE(overflows_cache(Type::kBFloat16, {64, 512, 14 * 14}, h100->device));
+}
+
 /// As many blocks as the multiprocessors hold at a time, unless there is too little work for them.
 TEST(CudaLaunchTest, BlocksFillTheDevice) {
   for_all([](Type, const Shape& shape, int vector, const Device& device) {
