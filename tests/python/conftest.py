@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: about the CPU; left out with another --device")
-    # torch's convolutions round their factors to 10 bits on a GPU, unless told not to; tests compare them with the CPU's.
+    # On a GPU torch's convolutions round their factors to 10 bits unless told not to; tests compare with the CPU's.
     torch.backends.cudnn.allow_tf32 = False
     if _device(config) == "emulated-cuda":
         import emulated_cuda
