@@ -51,6 +51,19 @@ class ChannelBlend {
     saved_ = saved_statistics<A>(norm_mean_, norm_var, args.blend.eps);
   }
 
+  /// Asks the cache for what the constructor reads, and coefficients().
+  __device__ static void prefetch_inputs(const ForwardArgs& args, int64_t channel) {
+    const auto prefetch_of = [&](const void* values) {
+      if (values) prefetch(static_cast<const A*>(values) + channel);
+    };
+    prefetch_of(args.weight);
+    prefetch_of(args.bias);
+    if (!args.tracks) return;
+    prefetch_of(args.state.running_mean);
+    prefetch_of(args.state.running_var);
+    prefetch(args.state.momentum);
+  }
+
   __device__ Coefficients<A> coefficients() const {
     const double weight = args_.weight ? channel_value<A>(args_.weight, channel_) : 1;
     const double bias = args_.bias ? channel_value<A>(args_.bias, channel_) : 0;

@@ -87,6 +87,15 @@ struct Vector {
   }
 };
 
+/// Asks the cache for what will be read soon. Null is no address.
+__device__ inline void prefetch(const void* address) {
+#ifdef __CUDA_ARCH__
+  if (address) asm volatile("prefetch.L1 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
+}
+
 /// The block's, as much of it as the launch asked for; aligned to 16 bytes.
 __device__ inline unsigned char* shared_memory() {
 #ifdef __CUDACC__

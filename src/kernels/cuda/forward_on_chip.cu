@@ -32,9 +32,10 @@ class TileBlend {
         coefficients_(reinterpret_cast<Coefficients<A>*>(shared_memory() + p.memory.coefficients)) {}
 
   /// Brings the sums of all blocks together. What the sums were formed around is read before, as y may take the place
-  /// of x.
+  /// of x; what the blend reads is asked for, so that it comes while the blocks wait for each other.
   __device__ void exchange(const ThreadSums<N>& sums, const Place& place) const {
     sums_.for_channels([&](int64_t channel, int i) {
+      ChannelBlend<A>::prefetch_inputs(p_.args, channel);
       moments_[i].mean = Moments<T, V, kRows>::shift_of(p_.tiling, p_.args.x, channel);
     });
     sums_.exchange(sums, place);
