@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     input_gradient_kernel(const __grid_constant__ BackwardParameters p) {
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
-  // Backwards: what was read last is most likely still in the cache.
+  // The blocks go backwards: what was read last is most likely still in the cache.
   const int64_t tile = gridDim.x - 1 - blockIdx.x;
   const Walk<kRows, V, /*kBack=*/true> walk(tiling, tile, gridDim.y - 1 - blockIdx.y, place);
   if (walk.left == 0) return;

@@ -5,7 +5,7 @@
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/moments.h"
 
-// From a channel's batch statistics to what it is normalised with, and to the state.
+// This file leads from a channel's batch statistics to what it is normalised with, and to the state.
 
 namespace momentum_bn::kernels::cuda {
 
@@ -30,7 +30,7 @@ struct StoredMomentum {
   }
 };
 
-/// One channel. Everything is read by its constructor, and the state written by update() alone.
+/// The blend of one channel. Its constructor reads everything, and update() alone writes the state.
 template <typename A>
 class ChannelBlend {
  public:
@@ -51,7 +51,7 @@ class ChannelBlend {
     saved_ = saved_statistics<A>(norm_mean_, norm_var, args.blend.eps);
   }
 
-  /// Asks the cache for what the constructor reads, and coefficients().
+  /// Asks the cache for what the constructor and coefficients() read.
   __device__ static void prefetch_inputs(const ForwardArgs& args, int64_t channel) {
     const auto prefetch_of = [&](const void* values) {
       if (values) prefetch(static_cast<const A*>(values) + channel);

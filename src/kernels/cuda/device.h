@@ -60,7 +60,7 @@ struct Vector {
   using Word = typename WordOf<V* static_cast<int>(sizeof(T))>::type;
   Word word;
 
-  /// In the accumulate type.
+  /// Gives the values in the accumulate type.
   __device__ void get(Accumulate<T> (&to)[V]) const {
     T values[V];
     memcpy(&values, &word, sizeof(word));
@@ -106,7 +106,7 @@ __device__ inline unsigned char* shared_memory() {
 #endif
 }
 
-// Of blocks in a cluster, which only devices with clusters launch.
+// The following is for blocks in a cluster, which only devices with clusters launch.
 
 /// Waits for all threads of the cluster; each can then read what others wrote to their shared memory.
 __device__ inline void cluster_arrive() {
@@ -120,7 +120,7 @@ __device__ inline void cluster_wait() {
 #endif
 }
 
-/// Where block `rank` of the cluster has what this block has at `address`.
+/// Returns where block `rank` of the cluster has what this block has at `address`.
 template <typename V>
 __device__ inline const V* in_cluster(const V* address, int rank) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

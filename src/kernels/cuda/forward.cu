@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   using A = Accumulate<T>;
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
-  // Backwards: what was read last is most likely still in the cache.
+  // The blocks go backwards: what was read last is most likely still in the cache.
   const int64_t tile = gridDim.x - 1 - blockIdx.x;
   const int64_t slice = gridDim.y - 1 - blockIdx.y;
   const Walk<kRows, V, /*kBack=*/true> walk(tiling, tile, slice, place);
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   });
 }
 
-/// Of all ranks, in their order.
+/// Merges the statistics of all ranks, in their order.
 __device__ BatchMoments merged_ranks(const ForwardArgs& args, int64_t channel) {
   const int64_t channels = args.shape.channels;
   BatchMoments all = {0, 0, 0};

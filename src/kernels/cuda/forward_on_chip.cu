@@ -41,7 +41,7 @@ class TileBlend {
     sums_.exchange(sums, place);
   }
 
-  /// Of all channels, in every block alike; nothing that others read is written.
+  /// Blends all channels, in every block alike. Nothing that others read is written.
   __device__ void blend() const {
     sums_.for_channels([&](int64_t channel, int i) {
       double merged[2];
@@ -55,7 +55,7 @@ class TileBlend {
     sums_.release();
   }
 
-  /// Of this thread's channels.
+  /// Returns the coefficients of this thread's channels.
   __device__ ThreadCoefficients<A, N> coefficients(const Place& place) const {
     return ThreadCoefficients<A, N>(coefficients_ + place.column * N);
   }

@@ -36,7 +36,7 @@ __device__ inline double weight_of(const BackwardArgs& args, int64_t channel) {
   return args.weight ? channel_value<A>(args.weight, channel) : 1;
 }
 
-/// As the forward pass had them.
+/// Returns the coefficients that the forward pass had.
 template <typename A>
 __device__ inline Coefficients<A> forward_coefficients(const BackwardArgs& args, int64_t channel) {
   const double bias = args.bias ? channel_value<A>(args.bias, channel) : 0;
@@ -50,19 +50,19 @@ struct ChannelGradient {
   A slope;
   A offset;
 
-  /// With these sums over all values.
+  /// Forms it from these sums over all values.
   __device__ static ChannelGradient of(const BackwardArgs& args, int64_t channel, const GradientSums& sums) {
     const int64_t channels = args.shape.channels;
     const A* shares = static_cast<const A*>(args.saved) + 3 * channels + channel;
     const auto of_input =
         input_gradient_coefficients<A>(saved_of<A>(args, channel), {shares[0], shares[channels], shares[2 * channels]},
                                        weight_of<A>(args, channel), sums);
-    // Its scale is the forward pass's.
+    // The scale of dx is the forward pass's.
     return {forward_coefficients<A>(args, channel), of_input.slope, of_input.offset};
   }
 };
 
-/// Positions that a thread reads before it waits for the first: of two or three tensors each.
+/// How many positions, of two or three tensors each, a thread reads before it waits for the first.
 template <typename T, int V>
 constexpr int kBackwardBatchOf = kBatchOf<T, V> / 2;
 
@@ -82,7 +82,7 @@ struct BackwardVectors {
   }
 };
 
-/// g from dy, for a thread's N channels. Where y is NaN, nothing is masked.
+/// Makes g from dy, for a thread's N channels. Where y is NaN, nothing is masked.
 template <typename T, int V, bool kRows, Mask kMask>
 class Masking {
   using A = Accumulate<T>;
@@ -140,7 +140,7 @@ class ThreadGradientSums {
   static constexpr int N = kChannelsOf<kRows, V>;
 
  public:
-  /// Of the channels from `channel` on, which exist.
+  /// Sums for the channels from `channel` on, which exist.
   __device__ ThreadGradientSums(const BackwardArgs& args, int64_t channel) : args_(args), masking_(args.y) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -171,7 +171,7 @@ class ThreadGradientSums {
     A gx[V] = {};
   };
   static constexpr int K = kBackwardBatchOf<T, V>;
-  /// So that 64 values are added up in the accumulate type.
+  /// A run is 64 values, which are added up in the accumulate type.
   static constexpr int kBatchesPerRun = 64 / K;
 
   template <typename Keep>
@@ -232,7 +232,7 @@ class ThreadGradientSums {
   A scale_[N];
 };
 
-/// dx of a thread's N channels through the statistics.
+/// Forms dx of a thread's N channels through the statistics.
 template <typename T, int V, bool kRows, Mask kMask>
 class InputGradient {
   using A = Accumulate<T>;
@@ -254,7 +254,7 @@ class InputGradient {
     }
   }
 
-  /// All of a thread's.
+  /// Writes all of a thread's dx.
   /// @param read  called for each position, in turn, gives its BackwardVectors
   template <bool kBack, typename Read>
   __device__ void run(const Tiling& tiling, Walk<kRows, V, kBack> walk, const Read& read) const {

@@ -26,7 +26,7 @@ struct Device {
   int64_t l2_bytes;
 };
 
-/// Of the current device; asked for once per device and remembered.
+/// Gives the properties of the current device, which are asked for once per device and remembered.
 int current_device(Device& device);
 
 /// The state of a layer that tracks, on the device: see `state` in ops/normalise/schemas.cpp. Arrays are [channels],
@@ -132,11 +132,11 @@ struct BackwardArgs {
   Stream stream;
 };
 
-/// Everything. Through the statistics x is given.
+/// Writes everything. Through the statistics x is given.
 int backward(const BackwardArgs& args, const Device& device);
-/// All but dx, which is null.
+/// Writes all but dx, which is null.
 int gradient_sums(const BackwardArgs& args, const Device& device);
-/// dx alone, through the statistics, with these sums: those of all processes of a group.
+/// Writes dx alone, through the statistics, with these sums: those of all processes of a group.
 int gradient_of_input(const BackwardArgs& args, const Device& device);
 size_t backward_workspace_bytes(Type type, const Shape& shape, const Device& device);
 
@@ -147,7 +147,7 @@ enum class Paths {
   kSeveralLaunches,
 };
 
-/// From now on, in this process: for tests.
+/// Sets which ways calls of this process may go from now on. For tests.
 void use_paths(Paths paths);
 
 /// How many calls went each way so far.

@@ -6,14 +6,14 @@ namespace momentum_bn::kernels::cuda {
 namespace {
 
 constexpr int64_t kVectorBytes = 16;
-/// Of grid y.
+/// The most slices that grid y takes.
 constexpr int64_t kMostSlices = 65'535;
 constexpr int kFirstWithClusters = 90;
 /// What the system takes of a multiprocessor's shared memory for each block.
 constexpr int64_t kReservedBytes = 1024;
-/// Of a multiprocessor.
+/// The registers of a multiprocessor.
 constexpr int kRegisters = 65'536;
-/// Of a thread that keeps values on chip, at most.
+/// The most registers that a thread which keeps values on chip has.
 constexpr int kOnChipRegisters = kRegisters / kOnChipThreads;
 
 int64_t size_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
@@ -48,9 +48,9 @@ int width_of_rows(int64_t columns, int vector) {
   return static_cast<int>(quotient_up(columns, quotient_up(columns, most)));
 }
 
-/// So many slices that the blocks come to whole waves, as nearly as may be.
+/// Returns so many slices that the blocks come to whole waves, as nearly as may be.
 int64_t slices_of(int64_t tiles, int64_t most, const Device& device) {
-  // Two at least, for kernels of which more blocks run at a time.
+  // There are two at least, for kernels of which more blocks run at a time.
   constexpr int64_t kFewestWaves = 2;
   constexpr int64_t kMostWaves = 4;
   if (tiles >= kCounters) return 1;
@@ -191,8 +191,7 @@ Tiling tiling_of(const Shape& any_shape, int vector, const Device& device) {
     tiling.width = static_cast<int>(std::min<int64_t>(kThreads / tiling.height, tiling.columns));
   }
   set_tiles(tiling, shape);
-  set_slices(tiling,
-             slices_of(tiling.tiles, std::max<int64_t>(1, tiling.positions / (kBatch * tiling.height)), device));
+  set_slices(tiling, slices_of(tiling.tiles, std::max<int64_t>(1, tiling.positions / kBatch / tiling.height), device));
   return tiling;
 }
 

@@ -41,7 +41,7 @@ struct Tiling {
 
 /// Threads per block, at most.
 constexpr int kThreads = 256;
-/// That run on a multiprocessor at a time, at least: the kernels keep to as few registers.
+/// Blocks that run on a multiprocessor at a time, at least: the kernels keep to as few registers.
 constexpr int kBlocksPerMultiprocessor = 2;
 /// Vectors that a thread reads before it waits for the first, at least.
 constexpr int kBatch = 4;
@@ -68,8 +68,8 @@ int64_t sums_bytes(const Tiling& tiling);
 constexpr int kKeptForward = 1;
 constexpr int kKeptBackward = 2;
 
-/// For one launch that keeps the values on chip from the sums to y, or to dx: each block those of its part of a tile,
-/// in shared memory, and the slices of a tile are a thread-block cluster. None where they do not fit.
+/// A tiling for one launch that keeps the values on chip from the sums to y, or to dx: each block those of its part of
+/// a tile, in shared memory, and the slices of a tile are a thread-block cluster. None where they do not fit.
 std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& shape, int vector, const Device& device, int kept);
 
 /// Blocks of such a cluster, at most: any device with clusters can launch so many.

@@ -17,7 +17,7 @@ int allow_all_shared_memory(const void* kernel) {
   if (allowed.count({device, kernel}) > 0) return 0;
   int most = 0;
   if (const int error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return error;
-  // Not what this launch needs: another thread's may need more.
+  // The limit is not what this launch needs, as another thread's launch may need more.
   if (const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most)) return error;
   allowed.insert({device, kernel});
   return 0;

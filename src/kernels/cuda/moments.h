@@ -16,7 +16,7 @@ class Moments {
   static constexpr int N = kChannelsOf<kRows, V>;
 
  public:
-  /// Of the channels from `channel` on, which exist.
+  /// Sums for the channels from `channel` on, which exist.
   __device__ Moments(const Tiling& tiling, const void* x, int64_t channel) : tiling_(tiling), x_(x) {
     A values[V];
     Vector<T, V>::load(x, kRows ? channel : channel * tiling.inner).get(values);
@@ -43,7 +43,7 @@ class Moments {
     return static_cast<double>(shift[0]);
   }
 
-  /// Of a channel with these sums over all threads.
+  /// Returns the moments of a channel that has these sums over all threads.
   __device__ static BatchMoments of_channel(const Tiling& tiling, double shift, const double* sums) {
     const auto count = static_cast<double>(tiling.positions * tiling.vector / (kRows ? V : 1));
     const double mean = sums[0] / count;
@@ -55,7 +55,7 @@ class Moments {
 
  private:
   static constexpr int K = kBatchOf<T, V>;
-  /// So that 64 values are added up in the accumulate type.
+  /// A run is 64 values, which are added up in the accumulate type.
   static constexpr int kBatchesPerRun = 64 / K;
 
   struct Run {
@@ -146,7 +146,7 @@ class Moments {
     return isfinite(second) && first * (first / count) <= kMost * second;
   }
 
-  /// All of a run.
+  /// Adds all vectors of a run.
   __device__ void add_in_double(Walk<kRows, V> walk, int vectors) {
 #pragma unroll 1
     for (; vectors > 0; --vectors) {

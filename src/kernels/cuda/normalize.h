@@ -7,7 +7,7 @@
 
 namespace momentum_bn::kernels::cuda {
 
-/// Of a thread's N channels.
+/// The coefficients of a thread's N channels.
 template <typename A, int N>
 struct ThreadCoefficients {
   A center[N];
@@ -30,7 +30,7 @@ __device__ inline A relu(A value) {
   return value <= 0 ? 0 : value;
 }
 
-/// By one way of rounding, so that a backward pass can make the same value again.
+/// Normalises by one way of rounding, so that a backward pass can make the same value again.
 template <typename A>
 __device__ inline A normalised(A x, A center, A scale, A shift) {
   return fma(x - center, scale, shift);
@@ -71,7 +71,7 @@ class Normalize {
     y.store(args_.y, at, y_is_for_later_);
   }
 
-  /// All of a thread's.
+  /// Writes all of a thread's y.
   /// @param read_x  called for each vector, in turn, with the position of its first value
   template <bool kBack, typename ReadX>
   __device__ void run(const Tiling& tiling, Walk<kRows, V, kBack> walk, const ReadX& read_x) const {

@@ -4,7 +4,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/limits.h"
 
-// From run-time types and sizes to an instance of a kernel, and its launch.
+// This file leads from run-time types and sizes to an instance of a kernel, and launches it.
 
 namespace momentum_bn::kernels::cuda {
 
@@ -92,7 +92,7 @@ int with_tiling(Type type, const Tiling& tiling, const Run& run) {
   });
 }
 
-/// The same for tilings of backward_vector_of().
+/// Does the same for tilings of backward_vector_of().
 template <typename Run>
 int with_backward_tiling(Type type, const Tiling& tiling, const Run& run) {
   return with_tiling<kMostInRowsBackward>(type, tiling, run);

@@ -2,7 +2,8 @@
 
 #include "kernels/cuda/walk.h"
 
-// Two sums per channel, over a block and over all blocks of a tile: always in the same order, whichever ends last.
+// Two sums per channel are formed here, over a block and over all blocks of a tile, always in the same order, whichever
+// block ends last.
 
 namespace momentum_bn::kernels::cuda {
 
@@ -62,7 +63,7 @@ struct ThreadSums {
     }
   }
 
-  /// Over all slices, from lane 0 of each block: true in the block that ends last, whose shared memory then has the
+  /// Adds up all slices, from lane 0 of each block. True in the block that ends last, whose shared memory then has the
   /// sums of the tile's channels, a pair each.
   /// @param partials  [slices][channels] pairs
   /// @param ticket    of the tile, 0 before and after
@@ -84,7 +85,7 @@ struct ThreadSums {
     return true;
   }
 
-  /// As pairs, to an address that is a multiple of 16.
+  /// Writes the sums as pairs, to an address that is a multiple of 16.
   __device__ void put(double* to) const {
     for (int j = 0; j < N; ++j) reinterpret_cast<double2*>(to)[j] = {first[j], second[j]};
   }
@@ -99,7 +100,7 @@ struct ThreadSums {
     const int threads = static_cast<int>(blockDim.x);
     const int channels = left < tiling.channels_per_tile ? static_cast<int>(left) : tiling.channels_per_tile;
     int lanes = threads / channels;
-    // So that sums_bytes() have room for them.
+    // No more lanes than sums_bytes() have room for.
     if (lanes > (tiling.height + 1) / 2) lanes = (tiling.height + 1) / 2;
     if (lanes == 0) lanes = 1;
 #pragma unroll 1
@@ -119,7 +120,7 @@ struct ThreadSums {
     }
   }
 
-  /// A channel's pairs of every `lanes`-th slice from `slice` on.
+  /// Adds up a channel's pairs of every `lanes`-th slice from `slice` on.
   __device__ static double2 of_slices(const Tiling& tiling, const double2* partials, int64_t slice, int lanes) {
     constexpr int kAtOnce = 8;
     double2 sum = {0, 0};
@@ -129,7 +130,7 @@ struct ThreadSums {
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         const int64_t of_slice = slice + k * lanes;
-        // Past the first-level cache, where another block's may have an older value.
+        // This reads past the first-level cache, which may hold an older value.
         values[k] = of_slice < tiling.slices ? __ldcg(partials + of_slice * tiling.channels) : double2{0, 0};
       }
 #pragma unroll

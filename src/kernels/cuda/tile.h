@@ -44,7 +44,7 @@ class TileSums {
     cluster_wait();
   }
 
-  /// Of channel i of the tile, over all blocks. By one thread.
+  /// Gives the sums of channel i of the tile over all blocks. One thread calls it.
   __device__ void merge(int i, double (&to)[2]) const {
     const auto* const of_block = reinterpret_cast<const double2*>(sums_) + i;
     if (!in_cluster_of_several()) {
@@ -71,7 +71,7 @@ class TileSums {
     if (in_cluster_of_several()) cluster_arrive();
   }
 
-  /// Behind release(): waits until no block reads this one's sums any more. Without it no block may end.
+  /// Called after release(), waits until no block reads this one's sums any more. Without it no block may end.
   __device__ void wait_for_others() const {
     if (in_cluster_of_several()) cluster_wait();
   }

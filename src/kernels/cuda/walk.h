@@ -12,7 +12,7 @@ struct Quotient {
   int64_t rest;
 };
 
-/// Of numbers that are not negative: devices divide by 32 bits several times faster than by 64.
+/// Divides numbers that are not negative. Devices divide by 32 bits several times faster than by 64.
 __device__ inline Quotient divided(int64_t value, int64_t by) {
   if (((value | by) >> 32) == 0) {
     const auto narrow_value = static_cast<uint32_t>(value);
@@ -81,7 +81,7 @@ struct Walk {
     at += tiling.skip;
   }
 
-  /// Where the next vectors are, up to K, and goes on behind them; how many there are.
+  /// Gives where the next vectors are, up to K, and goes on behind them. Returns how many there are.
   template <int K>
   __device__ int next_batch(const Tiling& tiling, int64_t (&to)[K]) {
     const int count = left < K ? static_cast<int>(left) : K;

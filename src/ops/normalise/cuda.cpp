@@ -22,7 +22,6 @@
 namespace momentum_bn::cuda {
 namespace {
 
-using kernels::cuda::BlendArgs;
 using kernels::cuda::ForwardArgs;
 using ops::MaybeTensor;
 
@@ -326,7 +325,10 @@ ParameterGradients run_backward(const Backward& call, bool relu, const at::Tenso
     args.sums = sums.defined() ? sums.mutable_data_ptr<double>() : nullptr;
     tensors.launch(run);
   }
-  return {dweight.defined() ? dweight.to(call.weight->scalar_type()) : dweight, dbias, dresidual};
+  if (dweight.defined() && call.weight) {
+    dweight = dweight.to(call.weight->scalar_type());
+  }
+  return {dweight, dbias, dresidual};
 }
 
 template <typename Backward>
