@@ -57,8 +57,8 @@ MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
 GPU_ARCHITECTURES ?= native
 GPU_OUT := runs/gpu
 GPU_ENV = env PYTHONPATH=python MOMENTUM_BN_LIBRARY="$$PWD/build-gpu/lib/libmomentum_bn.so"
-GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy autograd checkpointing convert differential errors \
-  func functional inplace layouts mixed_dtypes modules ops state teacher)
+GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy autograd batch_norm checkpointing convert \
+  differential errors func functional inplace layouts mixed_dtypes modules ops state teacher)
 SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all
 GPU_PYTEST = "$(PYTHON)" -m pytest --device cuda $(GPU_TESTS)
 

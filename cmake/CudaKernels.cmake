@@ -1,11 +1,11 @@
 # Decides whether the CUDA kernels are built, and for which devices. Sets
 #   momentum_bn_cuda                ON or OFF
-#   momentum_bn_cuda_architectures  for people: "75 80 ... 100, PTX of 100", or why they are not built
+#   momentum_bn_cuda_architectures  for people: "75 80 ... 120, PTX of 120", or why they are not built
 # and where it is ON enables CMake's CUDA language.
 
 set(MOMENTUM_BN_CUDA AUTO CACHE STRING "Build the CUDA kernels: ON, OFF, or AUTO: where torch is a CUDA build and nvcc is there")
 set_property(CACHE MOMENTUM_BN_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(MOMENTUM_BN_CUDA_ARCHITECTURES "75;80;86;89;90;100" CACHE STRING
+set(MOMENTUM_BN_CUDA_ARCHITECTURES "75;80;86;89;90;100;120" CACHE STRING
     "Devices to compile for: compute capabilities without the dot (those that nvcc does not know are left out; the newest \
 is added as PTX, for later devices), or native: those of this machine")
 

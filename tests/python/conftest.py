@@ -23,6 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: about the CPU; left out with another --device")
+    # On a GPU torch's convolutions round their factors to 10 bits unless told not to; tests compare with the CPU's.
+    torch.backends.cudnn.allow_tf32 = False
     if _device(config) == "emulated-cuda":
         import emulated_cuda
 

@@ -14,7 +14,7 @@ import torch
 import momentum_bn
 
 OPERATORS = [
-    *("_advance_schedule_", "_backward", "_backward_", "_batch_statistics"),
+    *("_advance_schedule_", "_backward", "_backward_", "_batch_statistics", "_gradient_of_input", "_gradient_sums"),
     *("_forward_functional", "_forward_train", "_forward_train_", "_teacher_update_"),
 ]
 _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

@@ -30,7 +30,8 @@ def test_float32_at_unit_scale(shape, layout):
             assert error(m(x), oracle.train_forward(x)) <= 1e-6
         m.eval()
         oracle.read_state(m)
-        assert error(m(x), oracle.eval_forward(x)) <= 1e-6
+        # Evaluation is torch's own, which on a GPU takes a root that is good to two last bits.
+        assert error(m(x), oracle.eval_forward(x)) <= (1e-6 if x.device.type == "cpu" else 3e-6)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])

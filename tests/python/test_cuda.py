@@ -101,6 +101,33 @@ def test_results_are_those_of_the_cpu(kind):
         assert_close(ours.grad.cpu(), theirs.grad, rtol=20 * tolerance, atol=20 * tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_values_than_fit_on_chip_against_float64(dtype, channels_last):
+    """Every shape of the CPU's tests fits in a cluster's shared memory on a large device."""
+    shape = (64, 64, 128, 128)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    ours, theirs = momentum_bn.BatchNorm2d(64).cuda(), nn.BatchNorm2d(64).cuda().double()
+    x, dy = (
+        torch.randn(shape, device="cuda").add(shift).to(dtype).contiguous(memory_format=memory_format)
+        for shift in (3, 0)
+    )
+    exact = x.double().requires_grad_()
+    x.requires_grad_()
+    before = torch.ops.momentum_bn._cuda_path_counts()
+    y = ours(x)
+    y.backward(dy)
+    after = torch.ops.momentum_bn._cuda_path_counts()
+    assert [a - b for a, b in zip(after, before, strict=True)] == [0, 2]
+    expected = theirs(exact)
+    expected.backward(dy.double())
+    tolerance = 2e-6 if dtype == torch.float32 else 2**-6
+    assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    assert_close(x.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
+    assert_close(ours.weight.grad.double(), theirs.weight.grad, rtol=1e-3, atol=1e-2)
+    assert_close(ours.running_var.double(), theirs.running_var, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_step_in_a_graph_replayed_a_hundred_times_equals_eager(kind):
     net = Block(kind.get("dtype", torch.float32))

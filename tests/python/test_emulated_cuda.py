@@ -14,8 +14,14 @@ import pytest
 from conftest import REPOSITORY, built_library
 
 FILES = (
+    "accuracy",
     "autograd",
+    "batch_norm",
+    "convert",
     "cuda_operators",
+    "differential",
+    "errors",
+    "func",
     "functional",
     "inplace",
     "layouts",

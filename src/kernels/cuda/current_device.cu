@@ -9,7 +9,7 @@
 namespace momentum_bn::kernels::cuda {
 namespace {
 
-/// To be asked what it was compiled for.
+/// A kernel that is only asked what it was compiled for.
 __global__ void nothing_kernel() {}
 
 int ask(int device, cudaDeviceAttr attribute, int64_t& value) {

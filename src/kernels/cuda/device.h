@@ -60,7 +60,7 @@ struct Vector {
   using Word = typename WordOf<V* static_cast<int>(sizeof(T))>::type;
   Word word;
 
-  /// In the accumulate type.
+  /// Gives the values in the accumulate type.
   __device__ void get(Accumulate<T> (&to)[V]) const {
     T values[V];
     memcpy(&values, &word, sizeof(word));
@@ -76,10 +76,25 @@ struct Vector {
   __device__ static Vector load(const void* values, int64_t at) {
     return {*reinterpret_cast<const Word*>(static_cast<const T*>(values) + at)};
   }
-  __device__ void store(void* values, int64_t at) const {
-    *reinterpret_cast<Word*>(static_cast<T*>(values) + at) = word;
+  /// @param is_for_later  the cache may drop it before anything else
+  __device__ void store(void* values, int64_t at, bool is_for_later = false) const {
+    auto* const to = reinterpret_cast<Word*>(static_cast<T*>(values) + at);
+    if (is_for_later) {
+      __stcs(to, word);
+    } else {
+      *to = word;
+    }
   }
 };
+
+/// Asks the cache for what will be read soon. Null is no address.
+__device__ inline void prefetch(const void* address) {
+#ifdef __CUDA_ARCH__
+  if (address) asm volatile("prefetch.L1 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
+}
 
 /// The block's, as much of it as the launch asked for; aligned to 16 bytes.
 __device__ inline unsigned char* shared_memory() {
@@ -91,7 +106,7 @@ __device__ inline unsigned char* shared_memory() {
 #endif
 }
 
-// Of blocks in a cluster, which only devices with clusters launch.
+// The following is for blocks in a cluster, which only devices with clusters launch.
 
 /// Waits for all threads of the cluster; each can then read what others wrote to their shared memory.
 __device__ inline void cluster_arrive() {
@@ -105,7 +120,7 @@ __device__ inline void cluster_wait() {
 #endif
 }
 
-/// Where block `rank` of the cluster has what this block has at `address`.
+/// Returns where block `rank` of the cluster has what this block has at `address`.
 template <typename V>
 __device__ inline const V* in_cluster(const V* address, int rank) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

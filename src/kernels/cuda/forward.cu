@@ -17,6 +17,7 @@ struct ForwardParameters {
   double* partials;
   void* coefficients;  // Coefficients<A>[channels]
   double* statistics;  // or null: as StatisticsArgs have it, and nothing else is written
+  bool y_is_for_later;
 };
 
 /// What is left to do with the statistics of a channel.
@@ -36,7 +37,8 @@ __device__ void finish_channel(const ForwardParameters& p, int64_t channel, cons
 }
 
 template <typename T, int V, bool kRows>
-__global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_constant__ ForwardParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    statistics_kernel(const __grid_constant__ ForwardParameters p) {
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
   const int64_t tile = blockIdx.x;
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
   }
   sums.merge_lanes(tiling, place);
   if (!sums.merge_slices(tiling, place, p.partials, p.args.counters + 1 + tile)) return;
-  for_channels_of_tile(tiling, sums, place, [&](int64_t channel, const double* of_channel) {
+  for_channels_of_tile(tiling, [&](int64_t channel, const double* of_channel) {
     using OfTile = Moments<T, V, kRows>;
     const auto batch = OfTile::of_channel(tiling, OfTile::shift_of(tiling, p.args.x, channel), of_channel);
     finish_channel<Accumulate<T>>(p, channel, batch);
@@ -58,24 +60,25 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
 }
 
 template <typename T, int V, bool kRows>
-__global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_constant__ ForwardParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    normalize_kernel(const __grid_constant__ ForwardParameters p) {
   using A = Accumulate<T>;
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
-  // Backwards: what was read last is most likely still in the cache.
+  // The blocks go backwards: what was read last is most likely still in the cache.
   const int64_t tile = gridDim.x - 1 - blockIdx.x;
   const int64_t slice = gridDim.y - 1 - blockIdx.y;
-  const Walk<kRows, V> walk(tiling, tile, slice, place);
+  const Walk<kRows, V, /*kBack=*/true> walk(tiling, tile, slice, place);
   if (walk.left == 0) return;
   const auto* of_channel =
       static_cast<const Coefficients<A>*>(p.coefficients) + channel_of<kRows, V>(tiling, tile, place);
   const ThreadCoefficients<A, kChannelsOf<kRows, V>> coefficients(of_channel);
-  Normalize<T, V, kRows>(p.args, coefficients).run(tiling, walk, [&](int64_t at) {
+  Normalize<T, V, kRows>(p.args, coefficients, p.y_is_for_later).run(tiling, walk, [&](int64_t at) {
     return Vector<T, V>::load(p.args.x, at);
   });
 }
 
-/// Of all ranks, in their order.
+/// Merges the statistics of all ranks, in their order.
 __device__ BatchMoments merged_ranks(const ForwardArgs& args, int64_t channel) {
   const int64_t channels = args.shape.channels;
   BatchMoments all = {0, 0, 0};
@@ -92,7 +95,8 @@ __global__ void __launch_bounds__(kThreads) gathered_kernel(const __grid_constan
   const int64_t channel = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const auto batch = merged_ranks(p.args, channel < channels ? channel : 0);
   if (batch.count == 0) {
-    for (int row = 0; row < 3 && channel < channels; ++row) {
+    const int rows = p.args.through_statistics ? 6 : 3;
+    for (int row = 0; row < rows && channel < channels; ++row) {
       static_cast<A*>(p.args.saved)[row * channels + channel] = 0;
     }
     return;
@@ -102,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) gathered_kernel(const __grid_constan
 }
 
 ForwardParameters parameters_of(const ForwardArgs& args, const Tiling& tiling) {
-  ForwardParameters p = {args, tiling, nullptr, nullptr, nullptr};
+  ForwardParameters p = {args, tiling, nullptr, nullptr, nullptr, false};
   p.partials = static_cast<double*>(args.workspace);
   p.coefficients = static_cast<char*>(args.workspace) + workspace_of(args.type, tiling).partials_bytes;
   return p;
@@ -126,20 +130,23 @@ int start_gathered(const ForwardParameters& p) {
   return start(gathered_kernel<float>, grid, p.args.stream, p);
 }
 
+int in_two_launches(const ForwardArgs& args, int vector, const Device& device) {
+  auto p = parameters_of(args, tiling_of(args.shape, vector, device));
+  p.y_is_for_later = overflows_cache(args.type, args.shape, device);
+  const int error = args.gathered ? start_gathered(p) : start_statistics(p);
+  if (error != 0 || args.shape.values() == 0) return error;
+  return start_normalize(p);
+}
+
 }  // namespace
 
 int forward(const ForwardArgs& args, const Device& device) {
   const int vector = vector_of(args.type, args.shape, {args.x, args.residual, args.y});
-  if (!args.gathered) {
-    const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device);
-    if (tiling && forward_on_chip(args, *tiling) == 0) return 0;
-    // A part of a device (MIG) may have too few multiprocessors side by side for a cluster.
-    cudaGetLastError();
-  }
-  const auto p = parameters_of(args, tiling_of(args.shape, vector, device));
-  const int error = args.gathered ? start_gathered(p) : start_statistics(p);
-  if (error != 0 || args.shape.values() == 0) return error;
-  return start_normalize(p);
+  if (args.gathered) return in_two_launches(args, vector, device);
+  const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device, kKeptForward);
+  std::function<int()> on_chip;
+  if (tiling) on_chip = [&] { return forward_on_chip(args, *tiling); };
+  return go(on_chip, [&] { return in_two_launches(args, vector, device); });
 }
 
 int statistics(const StatisticsArgs& args, const Device& device) {

@@ -26,15 +26,16 @@ struct Device {
   int64_t l2_bytes;
 };
 
-/// Of the current device; asked for once per device and remembered.
+/// Gives the properties of the current device, which are asked for once per device and remembered.
 int current_device(Device& device);
 
-/// The state of a layer that tracks, on the device: see `state` in ops/schemas.cpp. Arrays are [channels], double for
-/// Type::kDouble, else float.
+/// The state of a layer that tracks, on the device: see `state` in ops/normalise/schemas.cpp. Arrays are [channels],
+/// double for Type::kDouble, else float.
 struct State {
   void* running_mean;
   void* running_var;
   int64_t* num_batches_tracked;
+  // Of Momentum BatchNorm alone: null for BatchNorm.
   void* view_mean_sum;
   void* view_var_sum;
   int64_t* view_count;
@@ -62,7 +63,8 @@ struct ForwardArgs {
   bool relu;
   const void* weight;  // [channels], or null; double for Type::kDouble, else float
   const void* bias;    // the same
-  void* saved;         // [3][channels], written: see `saved` in ops/schemas.cpp; double for Type::kDouble, else float
+  void* saved;  // [3 or 6][channels], written: as in ops/normalise/schemas.cpp; double for Type::kDouble, else float
+  bool through_statistics;  // all 6 rows of it are written, for a backward pass through the statistics
   BlendArgs blend;
   bool tracks;  // else the batch alone normalises, and `state` is not read
   State state;
@@ -71,12 +73,13 @@ struct ForwardArgs {
   /// and saved is filled with zeros.
   const double* gathered;
   int64_t ranks;
-  /// Pure function: where not null, momentum is `fixed_momentum`, only running_mean and running_var of the state are
-  /// read (`tracks`: whether they are there), none of it is written, and the batch's mean and unbiased variance go
-  /// here.
+  /// Pure function: where not null, only running_mean and running_var of the state are read (`tracks`: whether they are
+  /// there), none of it is written, and the batch's mean and unbiased variance go here.
   void* batch_mean;
   void* batch_var;
-  double fixed_momentum;
+  /// Where the state holds no momentum. Pure function: of the batch in the blend. BatchNorm: of the batch in the
+  /// update, negative for a cumulative average; in the blend it has weight 1.
+  double momentum;
   void* workspace;  // forward_workspace_bytes() bytes, aligned to 256
   /// kCounters ints, 0 before and after every launch; not shared by launches that may run at the same time.
   unsigned* counters;
@@ -101,27 +104,58 @@ struct StatisticsArgs {
 
 int statistics(const StatisticsArgs& args, const Device& device);
 
-/// With g = dy, or if y is given dy but 0 where y <= 0: dx = g * weight * rstd, dresidual = g, dbias = sum(g),
-/// dweight = sum(g * (x - mean)) * rstd. The same bits in every run.
+/// With g = dy, but 0 where relu is set and y <= 0, and xhat = (x - mean) / sqrt(variance + eps):
+/// dweight = sum(g * xhat), dbias = sum(g), dresidual = g and, with constant statistics,
+/// dx = g * weight / sqrt(variance + eps); for dx through the statistics see channel_rules.h. The same bits in every
+/// run.
 struct BackwardArgs {
   Type type;
   Shape shape;
   const void* dy;
-  const void* x;       // or null: no dweight
-  const void* y;       // or null: no mask
+  const void* x;  // or null, with constant statistics: no dweight, and no mask from x
+  bool relu;
+  /// Read where relu is set. Null: its signs are made again from x, to the same bits, for which the forward pass must
+  /// have had no residual, and weight and bias are read.
+  const void* y;
   const void* weight;  // [channels], or null; double for Type::kDouble, else float
-  const void* saved;   // as forward() wrote it
-  void* dx;            // or null; may be dy
-  void* dresidual;     // or null
-  void* dweight;       // [channels], or null; double for Type::kDouble, else float
-  void* dbias;         // the same
+  const void* bias;    // the same
+  const void* saved;   // as forward() wrote it; all rows are read only for dx through the statistics
+  bool through_statistics;
+  void* dx;         // or null; may be dy
+  void* dresidual;  // or null; not dy
+  void* dweight;    // [channels], or null; double for Type::kDouble, else float
+  void* dbias;      // the same
+  /// [2][channels]: sum(g) and sum(g * (x - mean)). gradient_of_input() reads them; the others write them, or null.
+  double* sums;
   void* workspace;     // backward_workspace_bytes() bytes, aligned to 256
   unsigned* counters;  // as for forward()
   Stream stream;
 };
 
+/// Writes everything. Through the statistics x is given.
 int backward(const BackwardArgs& args, const Device& device);
+/// Writes all but dx, which is null.
+int gradient_sums(const BackwardArgs& args, const Device& device);
+/// Writes dx alone, through the statistics, with these sums: those of all processes of a group.
+int gradient_of_input(const BackwardArgs& args, const Device& device);
 size_t backward_workspace_bytes(Type type, const Shape& shape, const Device& device);
+
+/// The ways that forward() and backward() through the statistics may go.
+enum class Paths {
+  kBest,
+  kOnChip,  // one launch, or cudaErrorNotSupported
+  kSeveralLaunches,
+};
+
+/// Sets which ways calls of this process may go from now on. For tests.
+void use_paths(Paths paths);
+
+/// How many calls went each way so far.
+struct PathCounts {
+  int64_t on_chip;
+  int64_t several_launches;
+};
+PathCounts path_counts();
 
 /// cur_iter += 1 and, where `cosine` is set and the momentum is not negative, the momentum that belongs to it.
 int advance_schedule(int64_t* cur_iter, void* momentum, bool momentum_is_float, int64_t total_iters, bool cosine,

@@ -41,6 +41,8 @@ struct Tiling {
 
 /// Threads per block, at most.
 constexpr int kThreads = 256;
+/// Blocks that run on a multiprocessor at a time, at least: the kernels keep to as few registers.
+constexpr int kBlocksPerMultiprocessor = 2;
 /// Vectors that a thread reads before it waits for the first, at least.
 constexpr int kBatch = 4;
 
@@ -48,31 +50,51 @@ constexpr int kBatch = 4;
 /// multiples of it, else 1.
 int vector_of(Type type, const Shape& shape, std::initializer_list<const void*> addresses);
 
+/// The same backward: of rows at most kMostInRowsBackward, as the sums of more channels leave too few registers.
+int backward_vector_of(Type type, const Shape& shape, std::initializer_list<const void*> addresses);
+constexpr int kMostInRowsBackward = 4;
+
 /// Blocks that fill the device, each a few vectors of work per thread.
 Tiling tiling_of(const Shape& shape, int vector, const Device& device);
+
+/// Whether as many values are written as are read and both do not fit in the device's cache: what is written would push
+/// out what is read once more.
+bool overflows_cache(Type type, const Shape& shape, const Device& device);
 
 /// Shared memory that sums over a tile take.
 int64_t sums_bytes(const Tiling& tiling);
 
-/// For one launch that keeps the values on chip from statistics to y: each block those of its part of a tile, in shared
-/// memory, and the slices of a tile are a thread-block cluster. None where they do not fit.
-std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& shape, int vector, const Device& device);
+/// How many values are kept on chip for each value of x: x itself, and backward the gradient of y.
+constexpr int kKeptForward = 1;
+constexpr int kKeptBackward = 2;
+
+/// A tiling for one launch that keeps the values on chip from the sums to y, or to dx: each block those of its part of
+/// a tile, in shared memory, and the slices of a tile are a thread-block cluster. None where they do not fit.
+std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& shape, int vector, const Device& device, int kept);
+
+/// Blocks of such a cluster, at most: any device with clusters can launch so many.
+constexpr int kMostInCluster = 8;
 
 /// Threads per block of that launch, at most.
 constexpr int kOnChipThreads = 512;
 
-/// Where things lie in a block's shared memory there, in bytes; sums_bytes() come first.
+/// Where things lie in a block's shared memory there, in bytes; sums_bytes() come first. Backward, `moments` and
+/// `coefficients` together have room for kGradientNumbers per channel.
 struct OnChipMemory {
   int64_t sums;          // two doubles per channel: of this block, read by its cluster
   int64_t moments;       // three doubles per channel: of the batch
-  int64_t coefficients;  // three numbers per channel
-  int64_t values;
+  int64_t coefficients;  // three doubles per channel
+  int64_t values;        // `kept` parts of values_bytes
+  int64_t values_bytes;
   int64_t bytes;
 };
 
-OnChipMemory on_chip_memory_of(Type type, const Tiling& tiling);
+OnChipMemory on_chip_memory_of(Type type, const Tiling& tiling, int kept);
 
-/// Partial sums of all slices, and after them what each channel is normalised with.
+/// What dx is formed with: numbers per channel.
+constexpr int kGradientNumbers = 5;
+
+/// Partial sums of all slices, and after them what each channel is normalised with, or kGradientNumbers.
 struct WorkspaceLayout {
   size_t partials_bytes;
   size_t coefficients_bytes;

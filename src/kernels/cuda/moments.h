@@ -16,7 +16,7 @@ class Moments {
   static constexpr int N = kChannelsOf<kRows, V>;
 
  public:
-  /// Of the channels from `channel` on, which exist.
+  /// Sums for the channels from `channel` on, which exist.
   __device__ Moments(const Tiling& tiling, const void* x, int64_t channel) : tiling_(tiling), x_(x) {
     A values[V];
     Vector<T, V>::load(x, kRows ? channel : channel * tiling.inner).get(values);
@@ -43,7 +43,7 @@ class Moments {
     return static_cast<double>(shift[0]);
   }
 
-  /// Of a channel with these sums over all threads.
+  /// Returns the moments of a channel that has these sums over all threads.
   __device__ static BatchMoments of_channel(const Tiling& tiling, double shift, const double* sums) {
     const auto count = static_cast<double>(tiling.positions * tiling.vector / (kRows ? V : 1));
     const double mean = sums[0] / count;
@@ -55,7 +55,7 @@ class Moments {
 
  private:
   static constexpr int K = kBatchOf<T, V>;
-  /// So that 64 values are added up in the accumulate type.
+  /// A run is 64 values, which are added up in the accumulate type.
   static constexpr int kBatchesPerRun = 64 / K;
 
   struct Run {
@@ -74,15 +74,12 @@ class Moments {
     for (int k = 0; k < K; ++k) {
       if (k < count) vectors[k] = Vector<T, V>::load(x_, at[k]);
     }
+    if (run.vectors == 0) set_pivot(run, vectors, count);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (k >= count) continue;
       A values[V];
       vectors[k].get(values);
-      if (k == 0 && run.vectors == 0) {
-#pragma unroll
-        for (int j = 0; j < N; ++j) run.pivot[j] = values[j];
-      }
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const A d = values[j] - run.pivot[kRows ? j : 0];
@@ -92,6 +89,30 @@ class Moments {
       keep(vectors[k]);
     }
     run.vectors += count;
+  }
+
+  /// The mean of the first few values, which lies near the run's: of the first alone one run in ten thousand is too far
+  /// away. Of too few, which end a walk, the first.
+  __device__ static void set_pivot(Run& run, const Vector<T, V> (&vectors)[K], int count) {
+    A sum[V];
+    vectors[0].get(sum);
+#pragma unroll
+    for (int j = 0; j < N; ++j) run.pivot[j] = sum[j];
+    if (count < K) return;
+#pragma unroll
+    for (int k = 1; k < K; ++k) {
+      A values[V];
+      vectors[k].get(values);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[j] += values[j];
+    }
+    constexpr A kPerValue = A{N} / (K * V);  // a power of 2: exact
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+#pragma unroll
+      for (int i = 1; i < V / N; ++i) sum[j] += sum[i];
+      run.pivot[j] = sum[j] * kPerValue;
+    }
   }
 
   /// False, and nothing is taken in, where the accumulate type is too narrow.
@@ -125,7 +146,7 @@ class Moments {
     return isfinite(second) && first * (first / count) <= kMost * second;
   }
 
-  /// All of a run.
+  /// Adds all vectors of a run.
   __device__ void add_in_double(Walk<kRows, V> walk, int vectors) {
 #pragma unroll 1
     for (; vectors > 0; --vectors) {

@@ -7,7 +7,7 @@
 
 namespace momentum_bn::kernels::cuda {
 
-/// Of a thread's N channels.
+/// The coefficients of a thread's N channels.
 template <typename A, int N>
 struct ThreadCoefficients {
   A center[N];
@@ -30,14 +30,22 @@ __device__ inline A relu(A value) {
   return value <= 0 ? 0 : value;
 }
 
+/// Normalises by one way of rounding, so that a backward pass can make the same value again.
+template <typename A>
+__device__ inline A normalised(A x, A center, A scale, A shift) {
+  return fma(x - center, scale, shift);
+}
+
 template <typename T, int V, bool kRows>
 class Normalize {
   using A = Accumulate<T>;
   static constexpr int K = kBatchOf<T, V>;
 
  public:
-  __device__ Normalize(const ForwardArgs& args, const ThreadCoefficients<A, kRows ? V : 1>& coefficients)
-      : args_(args), coefficients_(coefficients) {}
+  /// @param y_is_for_later  the cache may drop y before anything else
+  __device__ Normalize(const ForwardArgs& args, const ThreadCoefficients<A, kRows ? V : 1>& coefficients,
+                       bool y_is_for_later)
+      : args_(args), coefficients_(coefficients), y_is_for_later_(y_is_for_later) {}
 
   /// Writes y of a vector of x whose residual is `residual`, if there is any.
   __device__ void operator()(const Vector<T, V>& x, const Vector<T, V>& residual, int64_t at) const {
@@ -46,7 +54,7 @@ class Normalize {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int n = kRows ? j : 0;
-      values[j] = (values[j] - coefficients_.center[n]) * coefficients_.scale[n] + coefficients_.shift[n];
+      values[j] = normalised(values[j], coefficients_.center[n], coefficients_.scale[n], coefficients_.shift[n]);
     }
     if (args_.residual) {
       A more[V];
@@ -60,13 +68,13 @@ class Normalize {
     }
     Vector<T, V> y;
     y.set(values);
-    y.store(args_.y, at);
+    y.store(args_.y, at, y_is_for_later_);
   }
 
-  /// All of a thread's.
+  /// Writes all of a thread's y.
   /// @param read_x  called for each vector, in turn, with the position of its first value
-  template <typename ReadX>
-  __device__ void run(const Tiling& tiling, Walk<kRows, V> walk, const ReadX& read_x) const {
+  template <bool kBack, typename ReadX>
+  __device__ void run(const Tiling& tiling, Walk<kRows, V, kBack> walk, const ReadX& read_x) const {
 #pragma unroll 1
     while (walk.left > 0) {
       int64_t at[K];
@@ -93,6 +101,7 @@ class Normalize {
  private:
   const ForwardArgs& args_;
   const ThreadCoefficients<A, kRows ? V : 1>& coefficients_;
+  bool y_is_for_later_;
 };
 
 }  // namespace momentum_bn::kernels::cuda

@@ -2,8 +2,9 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/limits.h"
 
-// From run-time types and sizes to an instance of a kernel, and its launch.
+// This file leads from run-time types and sizes to an instance of a kernel, and launches it.
 
 namespace momentum_bn::kernels::cuda {
 
@@ -21,6 +22,10 @@ struct Grid {
   static Grid of(const Tiling& tiling) { return {tiling.tiles, tiling.slices, tiling.threads(), sums_bytes(tiling)}; }
 };
 
+/// No cudaError_t: the device cannot run such a cluster, and nothing was launched.
+constexpr int kNoCluster = -1;
+
+/// Returns 0, a cudaError_t, or for a cluster kNoCluster.
 template <typename Parameters>
 int start(void (*kernel)(Parameters), const Grid& grid, Stream stream, const Parameters& parameters) {
   cudaLaunchConfig_t config = {};
@@ -37,10 +42,14 @@ int start(void (*kernel)(Parameters), const Grid& grid, Stream stream, const Par
     config.attrs = &attribute;
     config.numAttrs = 1;
   }
+  const void* const address = reinterpret_cast<const void*>(kernel);
   if (grid.shared_bytes > kSharedBytesUnasked) {
-    const auto bytes = static_cast<int>(grid.shared_bytes);
-    const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error != 0) return error;
+    if (const int error = allow_all_shared_memory(address)) return error;
+  }
+  if (grid.cluster > 1) {
+    bool can = false;
+    if (const int error = can_run_clusters(address, config, can)) return error;
+    if (!can) return kNoCluster;
   }
   return cudaLaunchKernelEx(&config, kernel, parameters);
 }
@@ -66,16 +75,27 @@ int with_layout(const Tiling& tiling, const Run& run) {
 }
 
 /// run.operator()<T, V, kRows>()
-template <typename Run>
+/// @tparam kMostInRows  no vectors of rows are wider
+template <int kMostInRows = 16, typename Run>
 int with_tiling(Type type, const Tiling& tiling, const Run& run) {
   return with_type(type, [&]<typename T>() {
     constexpr int kMost = 16 / static_cast<int>(sizeof(T));
-    if (tiling.vector == kMost) return with_layout<T, kMost>(tiling, run);
+    if constexpr (kMost > kMostInRows) {
+      if (tiling.vector == kMost) return run.template operator()<T, kMost, false>();
+    } else {
+      if (tiling.vector == kMost) return with_layout<T, kMost>(tiling, run);
+    }
     if constexpr (sizeof(T) == 2) {
       if (tiling.vector == kMost / 2) return with_layout<T, kMost / 2>(tiling, run);
     }
     return with_layout<T, 1>(tiling, run);
   });
+}
+
+/// Does the same for tilings of backward_vector_of().
+template <typename Run>
+int with_backward_tiling(Type type, const Tiling& tiling, const Run& run) {
+  return with_tiling<kMostInRowsBackward>(type, tiling, run);
 }
 
 }  // namespace momentum_bn::kernels::cuda

@@ -2,7 +2,8 @@
 
 #include "kernels/cuda/walk.h"
 
-// Two sums per channel, over a block and over all blocks of a tile: always in the same order, whichever ends last.
+// Two sums per channel are formed here, over a block and over all blocks of a tile, always in the same order, whichever
+// block ends last.
 
 namespace momentum_bn::kernels::cuda {
 
@@ -32,72 +33,120 @@ struct ThreadSums {
   double second[N] = {};
 
   /// Adds what the upper half of the lanes of each column has to the lower half's, until lane 0 has the sums. Uses
-  /// sums_bytes() of shared memory.
+  /// sums_bytes() of shared memory, where neighbouring threads use neighbouring numbers.
   __device__ void merge_lanes(const Tiling& tiling, const Place& place) {
+    double* const all = reinterpret_cast<double*>(shared_memory());
 #pragma unroll 1
     for (int lanes = tiling.height; lanes > 1;) {
       const int half = (lanes + 1) / 2;
-      if (place.lane >= half && place.lane < lanes) put(shared(tiling, place.lane - half, place.column));
+      const int stride = half * tiling.width;
+      const auto of_lane = [&](int lane) {
+        return all + (tiling.rows ? lane * tiling.width + place.column : place.column * half + lane);
+      };
+      if (place.lane >= half && place.lane < lanes) {
+        double* to = of_lane(place.lane - half);
+        for (int j = 0; j < N; ++j) {
+          to[2 * j * stride] = first[j];
+          to[(2 * j + 1) * stride] = second[j];
+        }
+      }
       __syncthreads();
       if (place.lane + half < lanes) {
-        add(shared(tiling, place.lane, place.column), [](const double* from) { return *from; });
+        const double* from = of_lane(place.lane);
+        for (int j = 0; j < N; ++j) {
+          first[j] += from[2 * j * stride];
+          second[j] += from[(2 * j + 1) * stride];
+        }
       }
       __syncthreads();
       lanes = half;
     }
   }
 
-  /// Over all slices, from lane 0 of each block: true in the block that ends last, where lane 0 then has the sums.
-  /// @param partials  [slices][tiles * width][N] pairs
+  /// Adds up all slices, from lane 0 of each block. True in the block that ends last, whose shared memory then has the
+  /// sums of the tile's channels, a pair each.
+  /// @param partials  [slices][channels] pairs
   /// @param ticket    of the tile, 0 before and after
   __device__ bool merge_slices(const Tiling& tiling, const Place& place, double* partials, unsigned* ticket) {
-    if (tiling.slices == 1) return true;
-    const int64_t column = int64_t{blockIdx.x} * tiling.width + place.column;
-    const bool exists = column < tiling.columns;
-    const auto of_slice = [&](int64_t slice) { return partials + (slice * tiling.columns + column) * N * 2; };
-    if (exists && place.lane == 0) {
-      put(of_slice(blockIdx.y));
+    double* const all = reinterpret_cast<double*>(shared_memory());
+    if (tiling.slices == 1) {
+      if (place.lane == 0) put(all + place.column * N * 2);
+      __syncthreads();
+      return true;
+    }
+    const int64_t first_channel = int64_t{blockIdx.x} * tiling.channels_per_tile;
+    const int64_t channel = first_channel + place.column * N;
+    if (channel < tiling.channels && place.lane == 0) {
+      put(partials + (blockIdx.y * tiling.channels + channel) * 2);
       __threadfence();
     }
     if (!is_last_block(ticket, static_cast<unsigned>(tiling.slices))) return false;
-    for (int j = 0; j < N; ++j) first[j] = second[j] = 0;
-    if (exists) {
-      // Past the first-level cache, where another block's may have an older value.
-      const auto read = [](const double* from) { return __ldcg(from); };
-      for (int64_t slice = place.lane; slice < tiling.slices; slice += tiling.height) add(of_slice(slice), read);
-    }
-    merge_lanes(tiling, place);
+    add_up(tiling, partials + first_channel * 2, tiling.channels - first_channel);
     return true;
   }
 
+  /// Writes the sums as pairs, to an address that is a multiple of 16.
   __device__ void put(double* to) const {
-    for (int j = 0; j < N; ++j) {
-      to[2 * j] = first[j];
-      to[2 * j + 1] = second[j];
-    }
+    for (int j = 0; j < N; ++j) reinterpret_cast<double2*>(to)[j] = {first[j], second[j]};
   }
 
  private:
-  __device__ static double* shared(const Tiling& tiling, int lane, int column) {
-    return reinterpret_cast<double*>(shared_memory()) + (int64_t{lane} * tiling.width + column) * N * 2;
+  /// Adds up the slices, of which neighbouring threads read neighbouring pairs, into the block's shared memory: there
+  /// one pair for each channel of the tile.
+  /// @param partials  from the tile's first channel on, which `left` follow in all tiles, this one counted
+  __device__ static void add_up(const Tiling& tiling, const double* partials, int64_t left) {
+    auto* const all = reinterpret_cast<double2*>(shared_memory());
+    const int thread = static_cast<int>(threadIdx.x);
+    const int threads = static_cast<int>(blockDim.x);
+    const int channels = left < tiling.channels_per_tile ? static_cast<int>(left) : tiling.channels_per_tile;
+    int lanes = threads / channels;
+    // No more lanes than sums_bytes() have room for.
+    if (lanes > (tiling.height + 1) / 2) lanes = (tiling.height + 1) / 2;
+    if (lanes == 0) lanes = 1;
+#pragma unroll 1
+    for (int i = thread; i < lanes * channels; i += threads) {
+      all[i] = of_slices(tiling, reinterpret_cast<const double2*>(partials) + i % channels, i / channels, lanes);
+    }
+    __syncthreads();
+#pragma unroll 1
+    while (lanes > 1) {
+      const int half = (lanes + 1) / 2;
+      if (thread < (lanes - half) * channels) {
+        all[thread].x += all[thread + half * channels].x;
+        all[thread].y += all[thread + half * channels].y;
+      }
+      __syncthreads();
+      lanes = half;
+    }
   }
 
-  template <typename Read>
-  __device__ void add(const double* from, const Read& read) {
-    for (int j = 0; j < N; ++j) {
-      first[j] += read(from + 2 * j);
-      second[j] += read(from + 2 * j + 1);
+  /// Adds up a channel's pairs of every `lanes`-th slice from `slice` on.
+  __device__ static double2 of_slices(const Tiling& tiling, const double2* partials, int64_t slice, int lanes) {
+    constexpr int kAtOnce = 8;
+    double2 sum = {0, 0};
+#pragma unroll 1
+    for (; slice < tiling.slices; slice += kAtOnce * lanes) {
+      double2 values[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int64_t of_slice = slice + k * lanes;
+        // This reads past the first-level cache, which may hold an older value.
+        values[k] = of_slice < tiling.slices ? __ldcg(partials + of_slice * tiling.channels) : double2{0, 0};
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        sum.x += values[k].x;
+        sum.y += values[k].y;
+      }
     }
+    return sum;
   }
 };
 
-/// run(channel, its two sums) for all channels of the block's tile, each by a thread; the sums are lane 0's.
-template <int N, typename Run>
-__device__ inline void for_channels_of_tile(const Tiling& tiling, const ThreadSums<N>& sums, const Place& place,
-                                            const Run& run) {
-  double* all = reinterpret_cast<double*>(shared_memory());
-  if (place.lane == 0) sums.put(all + place.column * N * 2);
-  __syncthreads();
+/// run(channel, its two sums) for all channels of the block's tile, each by a thread; behind merge_slices().
+template <typename Run>
+__device__ inline void for_channels_of_tile(const Tiling& tiling, const Run& run) {
+  const double* const all = reinterpret_cast<const double*>(shared_memory());
   const int channels = tiling.channels_per_tile;
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < channels; i += static_cast<int>(blockDim.x)) {

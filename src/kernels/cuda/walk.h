@@ -12,7 +12,7 @@ struct Quotient {
   int64_t rest;
 };
 
-/// Of numbers that are not negative: devices divide by 32 bits several times faster than by 64.
+/// Divides numbers that are not negative. Devices divide by 32 bits several times faster than by 64.
 __device__ inline Quotient divided(int64_t value, int64_t by) {
   if (((value | by) >> 32) == 0) {
     const auto narrow_value = static_cast<uint32_t>(value);
@@ -43,10 +43,11 @@ __device__ inline int64_t channel_of(const Tiling& tiling, int64_t tile, const P
 
 /// Vectors that a thread reads before it waits for the first: more where they are small.
 template <typename T, int V>
-constexpr int kBatchOf = V * sizeof(T) < 8 ? 2 * kBatch : kBatch;
+constexpr int kBatchOf = V * sizeof(T) <= 8 ? 2 * kBatch : kBatch;
 
 /// A thread's vectors, one after the other.
-template <bool kRows, int V>
+/// @tparam kBack  from the last one to the first
+template <bool kRows, int V, bool kBack = false>
 struct Walk {
   int64_t at = 0;    // of the vector's first value
   int64_t left = 0;  // vectors to go, this one counted
@@ -59,18 +60,20 @@ struct Walk {
     if (end > tiling.positions) end = tiling.positions;
     if (column >= tiling.columns || first >= end) return;
     left = divided(end - first + tiling.height - 1, tiling.height).quotient;
+    const int64_t begin = kBack ? first + (left - 1) * tiling.height : first;
     if (kRows) {
-      at = first * tiling.channels + column * V;
+      at = begin * tiling.channels + column * V;
     } else {
-      const auto [outer, vector] = divided(first, tiling.plane);
+      const auto [outer, vector] = divided(begin, tiling.plane);
       in_plane = vector;
       at = (outer * tiling.channels + column) * tiling.inner + vector * V;
     }
   }
 
   __device__ void next(const Tiling& tiling) {
-    at += tiling.step;
     --left;
+    if (kBack) return back(tiling);
+    at += tiling.step;
     if (kRows) return;
     in_plane += tiling.step_in_plane;
     if (in_plane < tiling.plane) return;
@@ -78,7 +81,7 @@ struct Walk {
     at += tiling.skip;
   }
 
-  /// Where the next vectors are, up to K, and goes on behind them; how many there are.
+  /// Gives where the next vectors are, up to K, and goes on behind them. Returns how many there are.
   template <int K>
   __device__ int next_batch(const Tiling& tiling, int64_t (&to)[K]) {
     const int count = left < K ? static_cast<int>(left) : K;
@@ -88,6 +91,16 @@ struct Walk {
       if (k < count) next(tiling);
     }
     return count;
+  }
+
+ private:
+  __device__ void back(const Tiling& tiling) {
+    at -= tiling.step;
+    if (kRows) return;
+    in_plane -= tiling.step_in_plane;
+    if (in_plane >= 0) return;
+    in_plane += tiling.plane;
+    at -= tiling.skip;
   }
 };
 

@@ -2,7 +2,7 @@
 
 #include "ops/cuda/runtime.h"
 
-#include <ATen/ops/empty.h>
+#include <c10/core/Allocator.h>
 
 namespace momentum_bn::cuda {
 namespace {
@@ -18,18 +18,19 @@ kernels::cuda::Device properties(c10::Device device) {
 
 Launch::Launch(const at::Tensor& x)
     : guard_(x.device()),
-      options_(at::TensorOptions().dtype(at::kByte).device(x.device())),
+      torch_device_(x.device()),
       device_(properties(x.device())),
       stream_(current_stream(x.device())) {}
 
 unsigned* Launch::counters() {
-  if (!counters_) counters_.emplace(options_.device(), stream_);
+  if (!counters_) counters_.emplace(torch_device_, stream_);
   return counters_->get();
 }
 
 void* Launch::workspace(size_t bytes) {
-  workspace_ = at::empty({static_cast<int64_t>(bytes)}, options_);
-  return workspace_.mutable_data_ptr();
+  // Not as a tensor: torch's deterministic mode would fill it.
+  workspace_ = c10::GetAllocator(torch_device_.type())->allocate(bytes);
+  return workspace_.get();
 }
 
 }  // namespace momentum_bn::cuda

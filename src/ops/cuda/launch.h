@@ -4,6 +4,7 @@
 #include "ops/cuda/counters.h"
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Allocator.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <cstddef>
@@ -28,11 +29,11 @@ class Launch {
 
  private:
   c10::DeviceGuard guard_;
-  at::TensorOptions options_;
+  c10::Device torch_device_;
   kernels::cuda::Device device_;
   kernels::cuda::Stream stream_;
   std::optional<Counters> counters_;
-  at::Tensor workspace_;
+  c10::DataPtr workspace_;
 };
 
 }  // namespace momentum_bn::cuda

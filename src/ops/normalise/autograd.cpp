@@ -111,8 +111,7 @@ template <typename Train>
 void save_for_backward(AutogradContext* ctx, const Train& call, const at::Tensor& y, const at::Tensor& saved) {
   const bool has_residual = call.residual && call.residual->defined();
   const bool keeps_x = takes_gradient(call.weight) || (call.x.requires_grad() && !call.detach_statistics);
-  // The CUDA kernels take the mask from y alone.
-  const bool mask_from_x = call.activation && keeps_x && !has_residual && !call.x.is_cuda();
+  const bool mask_from_x = call.activation && keeps_x && !has_residual;
   ctx->save_for_backward({keeps_x ? at::Tensor(call.x) : at::Tensor(),
                           call.activation && !mask_from_x ? y : at::Tensor(), tensor_or_none(call.weight),
                           mask_from_x ? tensor_or_none(call.bias) : at::Tensor(), saved});

@@ -1,12 +1,12 @@
 // The operators that normalise on CUDA: tensors to pointers, launches, and back. The arithmetic is in kernels/cuda.
-// Nothing waits for the device, but where a rank of a group has fewer than two values per channel (see composite.h).
+// Nothing waits for the device, but where a rank of a group has fewer than two values per channel: it must know whether
+// the others have any.
 
 #include "kernels/cuda/kernels.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/runtime.h"
 #include "ops/normalise/calls.h"
 #include "ops/normalise/checks.h"
-#include "ops/normalise/composite.h"
 #include "ops/normalise/config.h"
 #include "ops/normalise/state.h"
 #include "ops/shared/checks.h"
@@ -22,7 +22,6 @@
 namespace momentum_bn::cuda {
 namespace {
 
-using kernels::cuda::BlendArgs;
 using kernels::cuda::ForwardArgs;
 using ops::MaybeTensor;
 
@@ -39,11 +38,6 @@ at::Tensor aligned(const MaybeTensor& tensor, at::MemoryFormat format) {
 /// Whether the kernels can write over x.
 bool can_overwrite(const at::Tensor& x) { return x.is_contiguous(x.suggest_memory_format()) && is_aligned(x); }
 
-/// Whether there are kernels for such a layer. The others run in at:: operations.
-bool kernels_know(const Config& config, const State& state) {
-  return config.detach_statistics && (!state.tracks() || state.has_schedule());
-}
-
 /// The state's tensors as the kernels take them.
 class StateArrays {
  public:
@@ -54,6 +48,9 @@ class StateArrays {
     }
     running_mean_ = ChannelOutput(state.running_mean, accumulate);
     running_var_ = ChannelOutput(state.running_var, accumulate);
+    if (!state.has_schedule()) {
+      return;
+    }
     view_mean_sum_ = ChannelOutput(state.view_mean_sum, accumulate);
     view_var_sum_ = ChannelOutput(state.view_var_sum, accumulate);
   }
@@ -62,15 +59,20 @@ class StateArrays {
     if (!state_.tracks()) {
       return {};
     }
-    return {running_mean_.data(),
-            running_var_.data(),
-            state_.num_batches_tracked.mutable_data_ptr<int64_t>(),
-            view_mean_sum_.data(),
-            view_var_sum_.data(),
-            state_.view_count.mutable_data_ptr<int64_t>(),
-            state_.cur_iter.mutable_data_ptr<int64_t>(),
-            state_.momentum.mutable_data_ptr(),
-            state_.momentum.scalar_type() == at::kFloat};
+    kernels::cuda::State result = {};
+    result.running_mean = running_mean_.data();
+    result.running_var = running_var_.data();
+    result.num_batches_tracked = state_.num_batches_tracked.mutable_data_ptr<int64_t>();
+    if (!state_.has_schedule()) {
+      return result;
+    }
+    result.view_mean_sum = view_mean_sum_.data();
+    result.view_var_sum = view_var_sum_.data();
+    result.view_count = state_.view_count.mutable_data_ptr<int64_t>();
+    result.cur_iter = state_.cur_iter.mutable_data_ptr<int64_t>();
+    result.momentum = state_.momentum.mutable_data_ptr();
+    result.momentum_is_float = state_.momentum.scalar_type() == at::kFloat;
+    return result;
   }
 
   void write_back() const {
@@ -162,7 +164,7 @@ TrainStatistics train_statistics(const TrainInputs& inputs, const State& state, 
 at::Tensor run_train(const TrainInputs& inputs, const at::Tensor& y, const at::Tensor& gathered, const State& state,
                      const Config& config) {
   Launch launch(inputs.x);
-  auto saved = empty_saved(inputs.x);
+  auto saved = empty_saved(inputs.x, config.detach_statistics);
   const StateArrays arrays(state, saved.scalar_type());
   ForwardArgs args = {};
   args.relu = config.activation == Activation::ReLU;
@@ -170,6 +172,8 @@ at::Tensor run_train(const TrainInputs& inputs, const at::Tensor& y, const at::T
                 config.variance};
   args.tracks = state.tracks();
   args.state = arrays.pointers();
+  args.momentum = config.momentum.value_or(-1);
+  args.through_statistics = !config.detach_statistics;
   args.gathered = static_cast<const double*>(data_or_null(gathered));
   args.ranks = gathered.defined() ? gathered.size(0) : 0;
   run_forward(launch, inputs, y, saved, args);
@@ -180,14 +184,11 @@ at::Tensor run_train(const TrainInputs& inputs, const at::Tensor& y, const at::T
 std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) {
   const auto config = checked_config(call);
   const auto state = State::of(call.state);
-  if (!kernels_know(config, state)) {
-    return composite::forward_train(call);
-  }
   const auto inputs = inputs_of(call);
   const auto statistics = train_statistics(inputs, state, Group(call.process_group, call.group_statistics));
   auto y = empty_output(call.x);
   if (statistics.empty) {
-    return {y, zero_saved(call.x)};
+    return {y, zero_saved(call.x, config.detach_statistics)};
   }
   auto saved = run_train(inputs, y, statistics.gathered, state, config);
   return {y, saved};
@@ -195,18 +196,17 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) 
 
 at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
   check_writable(call.x);
-  const auto config = checked_config(call);
-  const auto state = State::of(call.state);
-  const bool over_x = can_overwrite(call.x) && !overwrites_residual(call.x, call.residual);
-  if (!over_x || !kernels_know(config, state)) {
+  if (!can_overwrite(call.x) || overwrites_residual(call.x, call.residual)) {
     const auto [y, saved] = forward_train(ops::as<ops::ForwardTrain>(call));
     call.x.copy_(y);
     return saved;
   }
+  const auto config = checked_config(call);
+  const auto state = State::of(call.state);
   const auto inputs = inputs_of(call);
   const auto statistics = train_statistics(inputs, state, Group(call.process_group, call.group_statistics));
   if (statistics.empty) {
-    return zero_saved(call.x);
+    return zero_saved(call.x, config.detach_statistics);
   }
   return run_train(inputs, call.x, statistics.gathered, state, config);
 }
@@ -235,83 +235,148 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(co
   args.state.running_var = const_cast<void*>(var.data());
   args.batch_mean = b_mean.mutable_data_ptr();
   args.batch_var = b_var.mutable_data_ptr();
-  args.fixed_momentum = call.momentum;
+  args.momentum = call.momentum;
   const MaybeTensor none;
   run_forward(launch, {x, none, call.weight, call.bias}, y, saved, args);
   return {y, b_mean, b_var, saved};
 }
 
+/// Tensors of a backward pass as the kernels take them, and arrays; they must outlive its launches.
+class BackwardTensors {
+ public:
+  /// @param call  any backward pass's arguments
+  /// @param dx    where it is written: undefined, or dense like dy, or dy itself
+  template <typename Backward>
+  BackwardTensors(const Backward& call, bool relu, const at::Tensor& dx)
+      : format_(call.dy.suggest_memory_format()),
+        dy_(aligned(call.dy, format_)),
+        y_(relu ? aligned(call.y, format_) : at::Tensor()),
+        saved_(call.saved.contiguous()),
+        weight_(call.weight, saved_.scalar_type()),
+        bias_(call.bias, saved_.scalar_type()) {
+    // Asked for first: a copy-on-write dy that is overwritten gets memory of its own by it.
+    args_.dx = mutable_data_or_null(dx);
+    args_.type = kernel_type(dy_.scalar_type());
+    args_.shape = shape_of(dy_, format_);
+    args_.dy = dy_.const_data_ptr();
+    args_.relu = relu;
+    args_.y = data_or_null(y_);
+    args_.weight = weight_.data();
+    args_.bias = bias_.data();
+    args_.saved = saved_.const_data_ptr();
+    args_.through_statistics = is_through_statistics(saved_);
+  }
+
+  void use_x(const MaybeTensor& x) {
+    x_ = aligned(x, format_);
+    args_.x = data_or_null(x_);
+  }
+
+  kernels::cuda::BackwardArgs& args() { return args_; }
+
+  /// @param run  the kernels' entry
+  void launch(int (*run)(const kernels::cuda::BackwardArgs&, const kernels::cuda::Device&)) {
+    Launch launch(dy_);
+    args_.workspace = launch.workspace(backward_workspace_bytes(args_.type, args_.shape, launch.device()));
+    args_.counters = launch.counters();
+    args_.stream = launch.stream();
+    check(run(args_, launch.device()), "a backward kernel's launch");
+  }
+
+ private:
+  at::MemoryFormat format_;
+  at::Tensor dy_;
+  at::Tensor x_;
+  at::Tensor y_;
+  at::Tensor saved_;
+  ChannelInput weight_;
+  ChannelInput bias_;
+  kernels::cuda::BackwardArgs args_ = {};
+};
+
 /// dweight, dbias and dresidual.
 using ParameterGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-/// Launches the backward pass; dx is undefined where it is not wanted, else dense like dy, or dy itself.
+/// Launches a backward pass. Where dy has no values the sums are 0.
+/// @param dx    where it is written: undefined, or dense like dy, or dy itself
+/// @param sums  undefined, or (2, C) doubles to be written
+/// @param run   the kernels' entry
 template <typename Backward>
-ParameterGradients run_backward(const Backward& call, const at::Tensor& dx) {
+ParameterGradients run_backward(const Backward& call, bool relu, const at::Tensor& dx, const at::Tensor& sums,
+                                int (*run)(const kernels::cuda::BackwardArgs&, const kernels::cuda::Device&)) {
   const at::Tensor& dy = call.dy;
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
-  check_backward(call, relu);
-  const auto sums = [&](bool wanted) {
+  const auto per_channel = [&](bool wanted) {
     return wanted ? empty_per_channel(dy, call.saved.scalar_type()) : at::Tensor();
   };
   auto dresidual = call.output_mask[3] ? empty_output(dy) : at::Tensor();
-  auto dweight = sums(call.output_mask[1]);
-  auto dbias = sums(call.output_mask[2]);
+  auto dweight = per_channel(call.output_mask[1]);
+  auto dbias = per_channel(call.output_mask[2]);
   if (dy.numel() == 0) {
-    zero_where_defined({dweight, dbias});
+    zero_where_defined({dweight, dbias, sums});
   } else {
-    Launch launch(dy);
-    const auto format = dy.suggest_memory_format();
-    const auto dense_dy = aligned(dy, format);
-    const auto dense_x = call.output_mask[1] ? aligned(call.x, format) : at::Tensor();
-    const auto dense_y = relu ? aligned(call.y, format) : at::Tensor();
-    const auto saved = call.saved.contiguous();
-    const ChannelInput weight(call.weight, saved.scalar_type());
-    kernels::cuda::BackwardArgs args = {};
-    args.dx = mutable_data_or_null(dx);  // first, as above
-    args.type = kernel_type(dy.scalar_type());
-    args.shape = shape_of(dense_dy, format);
-    args.dy = dense_dy.const_data_ptr();
-    args.x = data_or_null(dense_x);
-    args.y = data_or_null(dense_y);
-    args.weight = weight.data();
-    args.saved = saved.const_data_ptr();
+    BackwardTensors tensors(call, relu, dx);
+    auto& args = tensors.args();
+    if (call.output_mask[1] || (relu && !args.y) || sums.defined() || (dx.defined() && args.through_statistics)) {
+      tensors.use_x(call.x);
+    }
     args.dresidual = mutable_data_or_null(dresidual);
     args.dweight = mutable_data_or_null(dweight);
     args.dbias = mutable_data_or_null(dbias);
-    args.workspace = launch.workspace(backward_workspace_bytes(args.type, args.shape, launch.device()));
-    args.counters = launch.counters();
-    args.stream = launch.stream();
-    check(kernels::cuda::backward(args, launch.device()), "a backward kernel's launch");
+    args.sums = sums.defined() ? sums.mutable_data_ptr<double>() : nullptr;
+    tensors.launch(run);
   }
-  return {dweight.defined() ? dweight.to(call.weight->scalar_type()) : dweight, dbias, dresidual};
+  if (dweight.defined() && call.weight) {
+    dweight = dweight.to(call.weight->scalar_type());
+  }
+  return {dweight, dbias, dresidual};
 }
 
-/// Whether there are kernels for such a backward pass: constant statistics, and the mask, if any, from y.
 template <typename Backward>
-bool kernels_know_backward(const Backward& call) {
-  const bool has_mask = !call.activation || (call.y && call.y->defined());
-  return has_mask && !is_through_statistics(call.saved);
+ParameterGradients whole_backward(const Backward& call, const at::Tensor& dx) {
+  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  check_backward(call, relu);
+  return run_backward(call, relu, dx, /*sums=*/{}, kernels::cuda::backward);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::Backward& call) {
-  if (!kernels_know_backward(call)) {
-    return composite::backward(call);
-  }
   const auto dx = call.output_mask[0] ? empty_output(call.dy) : at::Tensor();
-  auto [dweight, dbias, dresidual] = run_backward(call, dx);
+  auto [dweight, dbias, dresidual] = whole_backward(call, dx);
   return {dx, dweight, dbias, dresidual};
 }
 
 ParameterGradients backward_(const ops::BackwardInplace& call) {
   check_writable(call.dy);
-  if (!can_overwrite(call.dy) || !kernels_know_backward(call)) {
-    auto fresh = ops::as<ops::Backward>(call);
-    fresh.output_mask[0] = true;
-    auto [dx, dweight, dbias, dresidual] = backward(fresh);
-    call.dy.copy_(dx);
-    return {dweight, dbias, dresidual};
+  if (can_overwrite(call.dy)) {
+    return whole_backward(call, call.dy);
   }
-  return run_backward(call, call.dy);
+  const auto dx = empty_output(call.dy);
+  auto gradients = whole_backward(call, dx);
+  call.dy.copy_(dx);
+  return gradients;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const ops::GradientSums& call) {
+  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  check_gradient_sums(call, relu);
+  auto sums = at::empty({2, call.dy.size(1)}, call.dy.options().dtype(at::kDouble));
+  auto [dweight, dbias, dresidual] = run_backward(call, relu, /*dx=*/{}, sums, kernels::cuda::gradient_sums);
+  return {sums, dweight, dbias, dresidual};
+}
+
+at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
+  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  check_gradient_of_input(call, relu);
+  auto dx = empty_output(call.dy);
+  if (call.dy.numel() == 0) {
+    return dx;
+  }
+  const auto sums = call.sums.contiguous();
+  BackwardTensors tensors(call, relu, dx);
+  tensors.use_x(call.x);
+  // They are only read here.
+  tensors.args().sums = const_cast<double*>(sums.const_data_ptr<double>());
+  tensors.launch(kernels::cuda::gradient_of_input);
+  return dx;
 }
 
 void advance_schedule_(const ops::AdvanceSchedule& call) {
@@ -325,7 +390,28 @@ void advance_schedule_(const ops::AdvanceSchedule& call) {
         "a schedule kernel's launch");
 }
 
+/// @throws c10::ValueError on another word
+void use_cuda_paths(ops::Word paths) {
+  using kernels::cuda::Paths;
+  const bool on_chip = paths == "on_chip";
+  const bool several = paths == "several_launches";
+  TORCH_CHECK_VALUE(on_chip || several || paths == "best",
+                    "paths must be 'best', 'on_chip' or 'several_launches' (got '", paths, "')");
+  kernels::cuda::use_paths(on_chip ? Paths::kOnChip : several ? Paths::kSeveralLaunches : Paths::kBest);
+}
+
+std::tuple<int64_t, int64_t> cuda_path_counts() {
+  const auto counts = kernels::cuda::path_counts();
+  return {counts.on_chip, counts.several_launches};
+}
+
 }  // namespace
+
+// For tests: the ways that passes of this process may go from now on, and how many went each.
+TORCH_LIBRARY_FRAGMENT(momentum_bn, m) {
+  m.def("_use_cuda_paths(str paths) -> ()", use_cuda_paths);
+  m.def("_cuda_path_counts() -> (int on_chip, int several_launches)", cuda_path_counts);
+}
 
 TORCH_LIBRARY_IMPL(momentum_bn, CUDA, m) {
   ops::implement<batch_statistics>(m);
@@ -334,6 +420,8 @@ TORCH_LIBRARY_IMPL(momentum_bn, CUDA, m) {
   ops::implement<forward_functional>(m);
   ops::implement<backward>(m);
   ops::implement<backward_>(m);
+  ops::implement<gradient_sums>(m);
+  ops::implement<gradient_of_input>(m);
   ops::implement<advance_schedule_>(m);
 }
 

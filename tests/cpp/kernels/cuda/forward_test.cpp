@@ -53,6 +53,12 @@ class CudaForwardTest : public EveryWay {
       values.insert(values.end(), {saved[c] + saved[channels + c], saved[2 * channels + c]});
       exact.insert(exact.end(), {expected[c], rstd});
       tolerances.insert(tolerances.end(), {tolerance / rstd, tolerance * rstd});
+      if (!call.through_statistics) continue;
+      for (size_t i = (3 * channels) + c; i < 6 * channels; i += channels) {
+        values.push_back(saved[i]);
+        exact.push_back(expected[i]);
+        tolerances.push_back(i < 4 * channels ? tolerance / rstd : tolerance * expected[i]);
+      }
     }
     EXPECT_TRUE(each_near(values, exact, tolerances)) << "saved";
   }
@@ -118,6 +124,25 @@ TEST_P(CudaForwardTest, EverySize) {
     call.blend.eps = 0.1;
     check(call, {}, unit_tolerance(type()));
   }
+}
+
+/// More than a thread reads at once, of several tiles, with more values than the cache holds.
+TEST_P(CudaForwardTest, ManySlices) {
+  Device many = device();
+  if (many.shared_memory_per_block > 0) GTEST_SKIP() << "slices are merged in two launches alone";
+  many.multiprocessors = 64;
+  const Shape shape = {32'768, 72, 1};
+  const auto tiling = tiling_of(shape, vector_of(type(), shape, {}), many);
+  EXPECT_GT(tiling.slices, 8 * tiling.threads() / tiling.channels_per_tile);
+  EXPECT_GT(tiling.tiles, 1);
+  EXPECT_TRUE(overflows_cache(type(), shape, many));
+  const auto call = call_of(shape, 0.4);
+  LayerState state;
+  auto expected_state = state;
+  const auto result = run_forward(call, state, many);
+  const auto expected = expected_forward(call, expected_state);
+  EXPECT_TRUE(near(type(), result.y, expected.y, unit_tolerance(type()))) << "y";
+  check_saved(call, result.saved, expected.saved, unit_tolerance(type()));
 }
 
 /// Ten thousand standard deviations away, in the 16-bit types as far as their values go.
@@ -285,6 +310,20 @@ TEST_P(CudaForwardTest, PureFunction) {
   }
 }
 
+/// What gradients through the statistics are formed with.
+TEST_P(CudaForwardTest, AllThatIsSaved) {
+  for (const Shape& shape : layouts()) {
+    for (const auto variance : {Variance::Published, Variance::Unbiased, Variance::Biased}) {
+      auto call = call_of(shape, 3);
+      call.blend.variance = variance;
+      call.through_statistics = true;
+      check(call, {}, unit_tolerance(type()));
+      check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));
+      check(call, LayerState::used_batch_norm(type(), shape.channels), unit_tolerance(type()));
+    }
+  }
+}
+
 /// Of ranks with different numbers of values, one with none; x is then normalised with them, whatever it is.
 TEST_P(CudaForwardTest, GatheredStatistics) {
   for (const Shape& shape : layouts()) {
@@ -302,6 +341,8 @@ TEST_P(CudaForwardTest, GatheredStatistics) {
     check(call, {}, unit_tolerance(type()));
     call.blend.variance = Variance::Published;
     check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));
+    call.through_statistics = true;
+    check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));
   }
 }
 
@@ -309,7 +350,7 @@ TEST_P(CudaForwardTest, GatheredStatistics) {
 TEST_P(CudaForwardTest, Launches) {
   for (const Shape& shape : layouts()) {
     const auto call = call_of(shape, 0.3);
-    const auto tiling = on_chip_tiling_of(type(), shape, vector_of(type(), shape, {}), device());
+    const auto tiling = on_chip_tiling_of(type(), shape, vector_of(type(), shape, {}), device(), kKeptForward);
     const bool in_cluster = tiling && tiling->slices > 1;
     SCOPED_TRACE(describe(call));
     LayerState none;

@@ -57,6 +57,16 @@ void for_all(const Run& run) {
   }
 }
 
+/// run(kept, type, shape, vector, device): the same forward and backward.
+template <typename Run>
+void for_all_kept(const Run& run) {
+  for (const int kept : {kKeptForward, kKeptBackward}) {
+    for_all([&](Type type, const Shape& shape, int vector, const Device& device) {
+      run(kept, type, shape, vector, device);
+    });
+  }
+}
+
 /// Where the first value of a vector lies.
 int64_t address_of(const Tiling& tiling, int64_t column, int64_t position) {
   if (tiling.rows) return position * tiling.channels + column * tiling.vector;
@@ -101,6 +111,28 @@ TEST(CudaLaunchTest, TilingsCoverAllValuesWithinLimits) {
   });
 }
 
+/// One block adds up the sums of all slices of a tile: a layer with much to read has no tile of many channels.
+TEST(CudaLaunchTest, TilesOfRowsAreLinesOfTheMemory) {
+  for_all([](Type type, const Shape& shape, int vector, const Device& device) {
+    const auto tiling = tiling_of(shape, vector, device);
+    if (!tiling.rows) return;
+    EXPECT_LE(tiling.channels_per_tile, 64);
+    constexpr int64_t kLine = 128;
+    const auto size = static_cast<int64_t>(size_of(type));
+    const bool are_vectors = vector * size >= 8;
+    EXPECT_TRUE(!are_vectors || tiling.tiles == 1 || 2 * tiling.channels_per_tile * size > kLine);
+  });
+}
+
+TEST(CudaLaunchTest, WhatOverflowsTheCache) {
+  const auto& devices = real_devices();
+  const auto h100 =
+      std::find_if(devices.begin(), devices.end(), [](const auto& device) { return device.name == "H100"; });
+  ASSERT_NE(h100, devices.end());
+  EXPECT_TRUE(overflows_cache(Type::kBFloat16, {64, 256, 56 * 56}, h100->device));
+  EXPECT_FALSE(overflows_cache(Type::kBFloat16, {64, 512, 14 * 14}, h100->device));
+}
+
 /// As many blocks as the multiprocessors hold at a time, unless there is too little work for them.
 TEST(CudaLaunchTest, BlocksFillTheDevice) {
   for_all([](Type, const Shape& shape, int vector, const Device& device) {
@@ -116,20 +148,23 @@ TEST(CudaLaunchTest, BlocksFillTheDevice) {
 
 TEST(CudaLaunchTest, OnChipTilingsCoverAllValuesWithinLimits) {
   int found = 0;
-  for_all([&](Type type, const Shape& shape, int vector, const Device& device) {
-    const auto tiling = on_chip_tiling_of(type, shape, vector, device);
+  for_all_kept([&](int kept, Type type, const Shape& shape, int vector, const Device& device) {
+    const auto tiling = on_chip_tiling_of(type, shape, vector, device, kept);
     if (!tiling) return;
     ++found;
     expect_everything_is_covered(*tiling, shape);
     expect_right_steps(*tiling);
     expect_within_limits(*tiling);
     EXPECT_LE(tiling->threads(), kOnChipThreads);
-    const auto memory = on_chip_memory_of(type, *tiling);
+    const auto memory = on_chip_memory_of(type, *tiling, kept);
     EXPECT_LE(memory.bytes, device.shared_memory_per_block);
     EXPECT_GE(memory.sums, sums_bytes(*tiling));
     EXPECT_EQ(memory.values % 16, 0);
     const int64_t slots = (tiling->positions_per_slice + tiling->height - 1) / tiling->height * tiling->threads();
-    EXPECT_GE(memory.bytes - memory.values, slots * vector * static_cast<int64_t>(size_of(type)));
+    EXPECT_EQ(memory.values_bytes, slots * vector * static_cast<int64_t>(size_of(type)));
+    EXPECT_EQ(memory.bytes - memory.values, kept * memory.values_bytes);
+    EXPECT_GE(memory.values - memory.moments,
+              tiling->channels_per_tile * kGradientNumbers * static_cast<int64_t>(sizeof(double)));
     const bool clusters = device.capability >= 90;
     EXPECT_LE(tiling->slices, clusters ? 8 : 1);
     EXPECT_EQ(tiling->slices & (tiling->slices - 1), 0) << "clusters are powers of 2";
@@ -142,13 +177,13 @@ TEST(CudaLaunchTest, OnChipWheneverItFits) {
   constexpr int64_t kSector = 32;
   // What the sums of a block take, at most, and vectors that not all threads have.
   constexpr int64_t kSums = 28 * 1024;
-  for_all([&](Type type, const Shape& shape, int vector, const Device& device) {
+  for_all_kept([&](int kept, Type type, const Shape& shape, int vector, const Device& device) {
     const auto size = static_cast<int64_t>(size_of(type));
     const bool rows = shape.inner == 1 && shape.channels > 1;
-    const int64_t channel_bytes = shape.values_per_channel() * size;
+    const int64_t channel_bytes = kept * shape.values_per_channel() * size;
     const int64_t tile_bytes = rows ? channel_bytes * std::min(shape.channels, kSector / size) : channel_bytes;
     const int64_t blocks = device.capability >= 90 ? 8 : 1;
-    const bool is_on_chip = on_chip_tiling_of(type, shape, vector, device).has_value();
+    const bool is_on_chip = on_chip_tiling_of(type, shape, vector, device, kept).has_value();
     const bool fits = tile_bytes <= blocks * (device.shared_memory_per_block - kSums);
     const bool is_too_large = tile_bytes > blocks * device.shared_memory_per_block;
     EXPECT_TRUE(!fits || is_on_chip);
@@ -160,7 +195,8 @@ TEST(CudaLaunchTest, LayersThatFitFillTheDevice) {
   for (const auto& [name, device] : real_devices()) {
     if (device.capability < 90) continue;
     for (const Shape& shape : {Shape{32, 2048, 49}, Shape{32, 1024, 196}, Shape{32, 512, 784}, Shape{1568, 2048, 1}}) {
-      const auto tiling = on_chip_tiling_of(Type::kBFloat16, shape, vector_of(Type::kBFloat16, shape, {}), device);
+      const auto tiling =
+          on_chip_tiling_of(Type::kBFloat16, shape, vector_of(Type::kBFloat16, shape, {}), device, kKeptForward);
       ASSERT_TRUE(tiling.has_value()) << name << name_of(shape);
       EXPECT_GE(tiling->blocks(), device.multiprocessors) << name << name_of(shape);
     }
@@ -185,6 +221,10 @@ TEST(CudaLaunchTest, VectorsWhereSizesAndAddressesAllow) {
   EXPECT_EQ(vector_of(Type::kBFloat16, {4, 4, 49}, {memory}), 1);
   EXPECT_EQ(vector_of(Type::kFloat, {4, 5, 1}, {memory}), 1);
   EXPECT_EQ(vector_of(Type::kFloat, {4, 1, 1}, {memory}), 4);
+  EXPECT_EQ(backward_vector_of(Type::kBFloat16, rows, {memory}), 4);
+  EXPECT_EQ(backward_vector_of(Type::kBFloat16, planes, {memory}), 8);
+  EXPECT_EQ(backward_vector_of(Type::kDouble, rows, {memory}), 2);
+  EXPECT_EQ(backward_vector_of(Type::kHalf, {4, 1, 8}, {memory}), 8) << "a single channel is a plane";
 }
 
 /// Code compiled for devices without clusters has none, on whatever device it runs.
@@ -201,17 +241,22 @@ TEST(CudaLaunchTest, CurrentDevice) {
 
 /// The devices of the other tests send their shapes the ways that they are named for.
 TEST(CudaLaunchTest, WaysOfTheTests) {
-  int in_block = 0;
-  int in_cluster = 0;
-  for (const Shape& shape : layouts()) {
-    const int vector = vector_of(Type::kFloat, shape, {});
-    EXPECT_FALSE(on_chip_tiling_of(Type::kFloat, shape, vector, forward_ways()[0].device).has_value());
-    if (on_chip_tiling_of(Type::kFloat, shape, vector, forward_ways()[1].device)) ++in_block;
-    const auto tiling = on_chip_tiling_of(Type::kFloat, shape, vector, forward_ways()[2].device);
-    if (tiling && tiling->slices > 1) ++in_cluster;
+  for (const int kept : {kKeptForward, kKeptBackward}) {
+    int in_block = 0;
+    int in_cluster = 0;
+    for (const Shape& shape : layouts()) {
+      const auto tiling_on = [&](size_t way) {
+        return on_chip_tiling_of(Type::kFloat, shape, vector_of(Type::kFloat, shape, {}), forward_ways()[way].device,
+                                 kept);
+      };
+      EXPECT_FALSE(tiling_on(0).has_value());
+      if (tiling_on(1)) ++in_block;
+      const auto tiling = tiling_on(2);
+      if (tiling && tiling->slices > 1) ++in_cluster;
+    }
+    EXPECT_GE(in_block, kept == kKeptForward ? 10 : 9);
+    EXPECT_GE(in_cluster, kept == kKeptForward ? 4 : 3);
   }
-  EXPECT_GE(in_block, 10);
-  EXPECT_GE(in_cluster, 4);
 }
 
 }  // namespace

@@ -81,6 +81,17 @@ class StateMemory {
         float_momentum_(static_cast<float>(state.momentum)) {}
 
   State args() {
+    if (state_.is_batch_norm) {
+      return {running_mean_.data(),
+              running_var_.data(),
+              &state_.num_batches_tracked,
+              nullptr,
+              nullptr,
+              nullptr,
+              nullptr,
+              nullptr,
+              false};
+    }
     return {running_mean_.data(),
             running_var_.data(),
             &state_.num_batches_tracked,
@@ -178,6 +189,14 @@ LayerState LayerState::used(Type type, int64_t channels) {
   return state;
 }
 
+LayerState LayerState::used_batch_norm(Type type, int64_t channels) {
+  LayerState state = used(type, channels);
+  state.is_batch_norm = true;
+  state.view_mean_sum.clear();
+  state.view_var_sum.clear();
+  return state;
+}
+
 ForwardResult run_forward(const ForwardCall& call, LayerState& state, const Device& device) {
   const Type kept = accumulate_type(call.type);
   const int64_t channels = call.shape.channels;
@@ -187,7 +206,7 @@ ForwardResult run_forward(const ForwardCall& call, LayerState& state, const Devi
   const Memory& y = call.in_place ? x : fresh;
   const Memory weight(kept, call.weight);
   const Memory bias(kept, call.bias);
-  const Memory saved = Memory::fresh(kept, 3 * channels);
+  const Memory saved = Memory::fresh(kept, (call.through_statistics ? 6 : 3) * channels);
   const Memory gathered(Type::kDouble, call.gathered);
   const Memory batch_mean = call.functional_momentum ? Memory::fresh(kept, channels) : Memory();
   const Memory batch_var = call.functional_momentum ? Memory::fresh(kept, channels) : Memory();
@@ -204,6 +223,7 @@ ForwardResult run_forward(const ForwardCall& call, LayerState& state, const Devi
   args.weight = weight.data();
   args.bias = bias.data();
   args.saved = saved.data();
+  args.through_statistics = call.through_statistics;
   args.blend = call.blend;
   args.tracks = state.tracks();
   if (state.tracks()) args.state = state_memory.args();
@@ -211,7 +231,7 @@ ForwardResult run_forward(const ForwardCall& call, LayerState& state, const Devi
   args.ranks = call.ranks;
   args.batch_mean = batch_mean.data();
   args.batch_var = batch_var.data();
-  args.fixed_momentum = call.functional_momentum.value_or(0);
+  args.momentum = call.functional_momentum.value_or(call.update_momentum.value_or(-1));
   args.workspace = scratch.workspace();
   args.counters = scratch.counters();
   EXPECT_EQ(forward(args, device), 0);
@@ -231,14 +251,17 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
   const auto batch = channel_statistics(call);
   const int64_t channels = call.shape.channels;
   const double m = call.functional_momentum ? *call.functional_momentum
+                   : state.is_batch_norm    ? 1
                    : state.momentum >= 0    ? state.momentum
                                             : 1 / static_cast<double>(state.cur_iter + 1);
+  const double update =
+      state.is_batch_norm ? call.update_momentum.value_or(1 / static_cast<double>(state.num_batches_tracked + 1)) : m;
   const bool updates = state.tracks() && !call.functional_momentum;
   const int64_t views = state.view_count + 1;
-  const bool complete = views >= call.blend.views_per_update;
+  const bool complete = state.is_batch_norm || views >= call.blend.views_per_update;
   kernels::test::Coefficients coefficients;
   ForwardResult result;
-  result.saved.resize(index(3 * channels));
+  result.saved.resize(index((call.through_statistics ? 6 : 3) * channels));
   for (int64_t channel = 0; channel < channels; ++channel) {
     const size_t c = index(channel);
     const double n = batch[c].count;
@@ -259,26 +282,38 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     // In two rows: the test adds them up.
     result.saved[c] = norm_mean;
     result.saved[c + index(2 * channels)] = rstd;
+    if (call.through_statistics) {
+      const double of_batch = state.tracks() ? m : 1;
+      const double factor = call.blend.variance == Variance::Published  ? n / (n - 1) * (n / (n - 1))
+                            : call.blend.variance == Variance::Unbiased ? n / (n - 1)
+                                                                        : 1;
+      result.saved[c + index(3 * channels)] = norm_mean - batch[c].mean;
+      result.saved[c + index(4 * channels)] = of_batch / n;
+      result.saved[c + index(5 * channels)] = of_batch * factor / n;
+    }
     if (call.functional_momentum) {
       result.batch_mean.push_back(batch[c].mean);
       result.batch_var.push_back(var);
     }
     if (!updates) continue;
-    const double mean_sum = state.view_mean_sum[c] + batch[c].mean;
-    const double var_sum = state.view_var_sum[c] + var;
+    const double mean_sum = (state.is_batch_norm ? 0 : state.view_mean_sum[c]) + batch[c].mean;
+    const double var_sum = (state.is_batch_norm ? 0 : state.view_var_sum[c]) + var;
     const auto k = static_cast<double>(views);
     if (complete) {
       const double factor = call.blend.variance == Variance::Published ? n / (n - 1) : 1;
-      state.running_mean[c] = m * mean_sum / k + (1 - m) * state.running_mean[c];
-      state.running_var[c] = m * factor * var_sum / k + (1 - m) * state.running_var[c];
+      state.running_mean[c] = update * mean_sum / k + (1 - update) * state.running_mean[c];
+      state.running_var[c] = update * factor * var_sum / k + (1 - update) * state.running_var[c];
     }
+    if (state.is_batch_norm) continue;
     state.view_mean_sum[c] = complete ? 0 : mean_sum;
     state.view_var_sum[c] = complete ? 0 : var_sum;
   }
   if (updates) {
     ++state.num_batches_tracked;
-    state.view_count = complete ? 0 : views;
-    if (complete) move_schedule(call.blend, state);
+    if (!state.is_batch_norm) {
+      state.view_count = complete ? 0 : views;
+      if (complete) move_schedule(call.blend, state);
+    }
   }
   result.y = kernels::test::normalised(call.shape, call.x, coefficients, call.residual, call.relu);
   return result;
@@ -305,13 +340,42 @@ std::vector<double> expected_statistics(const Shape& shape, const std::vector<do
   return result;
 }
 
+std::string describe(const BackwardCall& call) {
+  return describe(static_cast<const kernels::test::BackwardInputs&>(call)) + (call.mask_from_x ? " from x" : "") +
+         (call.gradient == Gradient::kThroughStatistics           ? " through the statistics"
+          : call.gradient == Gradient::kThroughStatisticsInHalves ? " through the statistics in halves"
+                                                                  : "");
+}
+
+namespace {
+
+void run(Gradient gradient, BackwardArgs args, const Device& device) {
+  if (gradient != Gradient::kThroughStatisticsInHalves) {
+    EXPECT_EQ(backward(args, device), 0);
+    return;
+  }
+  auto first = args;
+  first.dx = nullptr;
+  EXPECT_EQ(gradient_sums(first, device), 0);
+  if (args.dresidual) {  // it is the gradient behind the mask
+    args.dy = args.dresidual;
+    args.y = nullptr;
+    args.relu = false;
+  }
+  args.dweight = args.dbias = args.dresidual = nullptr;
+  EXPECT_EQ(gradient_of_input(args, device), 0);
+}
+
+}  // namespace
+
 BackwardResult run_backward(const BackwardCall& call, const Device& device) {
   const Type kept = accumulate_type(call.type);
   const int64_t channels = call.shape.channels;
   const Memory dy(call.type, call.dy, call.offset);
   const Memory x(call.type, call.x, 2 * call.offset);
-  const Memory y(call.type, call.y, 3 * call.offset);
+  const Memory y = call.mask_from_x ? Memory() : Memory(call.type, call.y, 3 * call.offset);
   const Memory weight(kept, call.weight);
+  const Memory bias(kept, call.bias);
   const Memory saved(kept, call.saved);
   const bool fresh_dx = call.with_dx && !call.in_place;
   const Memory dx = fresh_dx ? Memory::fresh(call.type, call.shape.values(), call.offset) : Memory();
@@ -319,6 +383,8 @@ BackwardResult run_backward(const BackwardCall& call, const Device& device) {
       call.with_dresidual ? Memory::fresh(call.type, call.shape.values(), 2 * call.offset) : Memory();
   const Memory dweight = call.x.empty() ? Memory() : Memory::fresh(kept, channels);
   const Memory dbias = call.with_dbias ? Memory::fresh(kept, channels) : Memory();
+  const Memory sums =
+      call.gradient == Gradient::kThroughStatisticsInHalves ? Memory::fresh(Type::kDouble, 2 * channels) : Memory();
   Scratch scratch(backward_workspace_bytes(call.type, call.shape, device));
 
   BackwardArgs args = {};
@@ -326,25 +392,31 @@ BackwardResult run_backward(const BackwardCall& call, const Device& device) {
   args.shape = call.shape;
   args.dy = dy.data();
   args.x = x.data();
+  args.relu = call.mask_from_x || y.data();
   args.y = y.data();
   args.weight = weight.data();
+  args.bias = bias.data();
   args.saved = saved.data();
+  args.through_statistics = call.gradient != Gradient::kConstantStatistics;
   args.dx = call.in_place ? dy.data() : dx.data();
   args.dresidual = dresidual.data();
   args.dweight = dweight.data();
   args.dbias = dbias.data();
   args.workspace = scratch.workspace();
   args.counters = scratch.counters();
-  EXPECT_EQ(backward(args, device), 0);
+  args.sums = static_cast<double*>(sums.data());
+  run(call.gradient, args, device);
 
   scratch.expect_clean();
   if (!call.in_place) dy.expect_unchanged("dy");
   x.expect_unchanged("x");
   y.expect_unchanged("y");
   weight.expect_unchanged("weight");
+  bias.expect_unchanged("bias");
   saved.expect_unchanged("saved");
-  for (const Memory* memory : {&dy, &dx, &dresidual, &dweight, &dbias}) memory->expect_guards("an output");
-  return {call.in_place ? dy.values() : dx.values(), dresidual.values(), dweight.values(), dbias.values()};
+  for (const Memory* memory : {&dy, &dx, &dresidual, &dweight, &dbias, &sums}) memory->expect_guards("an output");
+  return {call.in_place ? dy.values() : dx.values(), dresidual.values(), dweight.values(), dbias.values(),
+          sums.values()};
 }
 
 BackwardResult expected_backward(const BackwardCall& call) {
@@ -355,13 +427,20 @@ BackwardResult expected_backward(const BackwardCall& call) {
     coefficients.scale.push_back((call.weight.empty() ? 1 : call.weight[c]) * call.saved[2 * channels + c]);
   }
   const auto& x = call.x.empty() ? call.dy : call.x;
-  const auto gradients = kernels::test::gradients(call.shape, call.dy, x, call.y, coefficients);
+  const auto gradients =
+      call.gradient == Gradient::kConstantStatistics
+          ? kernels::test::gradients(call.shape, call.dy, x, call.y, coefficients)
+          : kernels::test::gradients_through_statistics(call.shape, call.dy, x, call.y, {call.saved, call.weight});
   BackwardResult result;
   if (call.with_dx) result.dx = gradients.dx;
   if (call.with_dresidual) result.dresidual = gradients.dresidual;
   if (call.with_dbias) result.dbias = gradients.sum_g;
   for (size_t c = 0; c < channels && !call.x.empty(); ++c) {
     result.dweight.push_back(gradients.sum_gx[c] * call.saved[2 * channels + c]);
+  }
+  if (call.gradient == Gradient::kThroughStatisticsInHalves) {
+    result.sums = gradients.sum_g;
+    result.sums.insert(result.sums.end(), gradients.sum_gx.begin(), gradients.sum_gx.end());
   }
   return result;
 }

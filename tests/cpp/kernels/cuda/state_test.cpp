@@ -7,6 +7,7 @@
 #include "ways.h"
 
 #include <cmath>
+#include <optional>
 
 namespace momentum_bn::kernels::cuda::test {
 namespace {
@@ -40,11 +41,13 @@ class CudaStateTest : public EveryWay {
   }
 
   /// Seven forwards, the schedule's end among them.
-  void check_forwards(const Shape& shape, LayerState state, const BlendArgs& blend) const {
+  void check_forwards(const Shape& shape, LayerState state, const BlendArgs& blend,
+                      std::optional<double> update_momentum = {}) const {
     auto expected = state;
     for (uint64_t step = 0; step < 7; ++step) {
       auto call = call_of(shape, 100 + step);
       call.blend = blend;
+      call.update_momentum = update_momentum;
       emulator::set_order(step);
       SCOPED_TRACE(kernels::test::name_of(shape) + " forward " + std::to_string(step));
       const auto result = run_forward(call, state, device());
@@ -78,6 +81,18 @@ TEST_P(CudaStateTest, CumulativeAverage) {
     state.momentum = -1;
     state.cur_iter = 0;
     for (const bool cosine : {false, true}) check_forwards(shape, state, {1e-5, 6, 2, cosine, Variance::Unbiased});
+  }
+}
+
+TEST_P(CudaStateTest, BatchNorm) {
+  for (const Shape& shape : shapes_) {
+    const auto state = LayerState::used_batch_norm(type(), shape.channels);
+    for (const std::optional<double> momentum : {std::optional(0.1), std::optional(0.0), std::optional(1.0), {}}) {
+      check_forwards(shape, state, {1e-5, 6, 2, true, Variance::Biased}, momentum);
+    }
+    auto fresh = state;
+    fresh.num_batches_tracked = 0;
+    check_forwards(shape, fresh, {1e-5, 6, 2, true, Variance::Biased});
   }
 }
 
@@ -129,8 +144,9 @@ TEST_P(CudaStateTest, GroupWithoutAnyValueChangesNothing) {
   call.shape = {0, channels, 1};
   call.ranks = 2;
   call.gathered.assign(static_cast<size_t>(2 * (2 * channels + 1)), 0);
+  call.through_statistics = true;
   const auto result = run_forward(call, state, device());
-  EXPECT_EQ(result.saved, std::vector<double>(static_cast<size_t>(3 * channels), 0));
+  EXPECT_EQ(result.saved, std::vector<double>(static_cast<size_t>(6 * channels), 0));
   expect_same(state, before);
   EXPECT_EQ(state.running_mean, before.running_mean);
 }

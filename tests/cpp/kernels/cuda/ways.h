@@ -20,7 +20,7 @@ class EveryWay : public testing::TestWithParam<std::tuple<Type, NamedDevice>> {
 
 /// Devices on which the test shapes go the ways there are forward.
 const std::vector<NamedDevice>& forward_ways();
-/// And backward, where there is one.
+/// And backward, with constant statistics: there is one.
 const std::vector<NamedDevice>& backward_ways();
 
 std::string name_of_way(const testing::TestParamInfo<std::tuple<Type, NamedDevice>>& info);

@@ -23,6 +23,9 @@ struct uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) double2 {
+  double x, y;
+};
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
@@ -34,10 +37,15 @@ extern dim3 blockIdx;
 extern dim3 blockDim;
 extern dim3 gridDim;
 
+using std::fma;
 using std::isfinite;
 
 inline double cospi(double value) { return std::cos(M_PI * value); }
-inline double __ldcg(const double* from) { return *from; }
+inline double2 __ldcg(const double2* from) { return *from; }
+template <typename Word>
+void __stcs(Word* to, Word word) {
+  *to = word;
+}
 inline void __threadfence() {}
 void __syncthreads();
 int __syncthreads_or(int value);
@@ -47,14 +55,14 @@ void __cluster_barrier_arrive();
 void __cluster_barrier_wait();
 void* __cluster_map_shared_rank(const void* address, unsigned rank);
 
-// --- The runtime
-// -------------------------------------------------------------------------------------------------------
+// --- The runtime -------------------------------------------------------------------------------------------------
 
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;
 constexpr cudaError_t cudaSuccess = 0;
 constexpr cudaError_t cudaErrorInvalidValue = 1;
 constexpr cudaError_t cudaErrorInvalidConfiguration = 9;
+constexpr cudaError_t cudaErrorNotSupported = 801;
 
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
@@ -93,10 +101,7 @@ struct cudaFuncAttributes {
 };
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)());
 
-template <typename... Parameters>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
-}
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config);
 
 namespace momentum_bn::emulator {
 

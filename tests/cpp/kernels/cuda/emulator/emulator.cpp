@@ -32,6 +32,7 @@ uint64_t order_seed = 0;
 int64_t launch_count = 0;
 bool clusters_refused = false;
 cudaError_t last_error = cudaSuccess;
+cudaError_t next_error = cudaSuccess;
 std::string errors;
 
 void complain(const std::string& error) { errors += error + "; "; }
@@ -223,7 +224,7 @@ class Scheduler {
 
 Scheduler scheduler;
 /// What kernels were given leave to use.
-std::map<const void*, size_t> most_shared_bytes;
+std::map<std::pair<int, const void*>, size_t> most_shared_bytes;
 
 /// Runs one thread of a kernel after the other.
 void Scheduler::enter() {
@@ -242,6 +243,8 @@ void set_order(uint64_t seed) { order_seed = seed; }
 
 void refuse_clusters(bool refuse) { clusters_refused = refuse; }
 
+void fail_next_launch(int error) { next_error = error; }
+
 int64_t launches() { return launch_count; }
 
 std::string take_errors() { return std::exchange(errors, ""); }
@@ -256,8 +259,10 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
       config.gridDim.y % in_cluster != 0) {
     return cudaErrorInvalidConfiguration;
   }
+  if (next_error != cudaSuccess) return last_error = std::exchange(next_error, cudaSuccess);
   if (clusters_refused && in_cluster > 1) return last_error = cudaErrorInvalidConfiguration;
-  if (config.dynamicSmemBytes > std::max(kUnasked, most_shared_bytes[kernel])) return cudaErrorInvalidValue;
+  if (config.dynamicSmemBytes > std::max(kUnasked, most_shared_bytes[{clusters_refused, kernel}]))
+    return cudaErrorInvalidValue;
   ++launch_count;
   scheduler.run(config, thread);
   return cudaSuccess;
@@ -297,7 +302,13 @@ unsigned atomicAdd(unsigned* to, unsigned value) { return std::exchange(*to, *to
 unsigned char* emulated_shared_memory() { return scheduler.running().block->memory(); }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  momentum_bn::emulator::most_shared_bytes[kernel] = static_cast<size_t>(value);
+  momentum_bn::emulator::most_shared_bytes[{momentum_bn::emulator::clusters_refused, kernel}] =
+      static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t*) {
+  *clusters = momentum_bn::emulator::clusters_refused ? 0 : 1;
   return cudaSuccess;
 }
 
@@ -309,7 +320,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)()) {
 cudaError_t cudaGetLastError() { return std::exchange(momentum_bn::emulator::last_error, cudaSuccess); }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = momentum_bn::emulator::clusters_refused;
   return cudaSuccess;
 }
 

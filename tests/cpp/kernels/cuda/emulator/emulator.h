@@ -11,8 +11,11 @@ namespace momentum_bn::emulator {
 /// indices. Results must not depend on it.
 void set_order(uint64_t seed);
 
-/// From now on clusters of several blocks cannot be launched, or can.
+/// From now on the current device is another one, which can launch no clusters of several blocks, or the first again.
 void refuse_clusters(bool refuse);
+
+/// The next launch fails with this error.
+void fail_next_launch(int error);
 
 /// Kernels launched so far.
 int64_t launches();

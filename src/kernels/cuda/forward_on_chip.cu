@@ -7,6 +7,7 @@
 #include "kernels/cuda/moments.h"
 #include "kernels/cuda/normalize.h"
 #include "kernels/cuda/start.h"
+#include "kernels/cuda/tile.h"
 
 namespace momentum_bn::kernels::cuda {
 namespace {
@@ -15,26 +16,6 @@ struct OnChipParameters {
   ForwardArgs args;
   Tiling tiling;
   OnChipMemory memory;
-};
-
-/// A thread's vectors in shared memory, one after the other.
-template <typename T, int V>
-class KeptVectors {
- public:
-  __device__ explicit KeptVectors(unsigned char* memory)
-      : next_(reinterpret_cast<Vector<T, V>*>(memory) + threadIdx.x) {}
-  __device__ void put(const Vector<T, V>& vector) {
-    *next_ = vector;
-    next_ += blockDim.x;
-  }
-  __device__ Vector<T, V> take() {
-    const Vector<T, V> vector = *next_;
-    next_ += blockDim.x;
-    return vector;
-  }
-
- private:
-  Vector<T, V>* next_;
 };
 
 /// What the threads of a block do one after the other for their tile's channels.
@@ -46,82 +27,57 @@ class TileBlend {
  public:
   __device__ explicit TileBlend(const OnChipParameters& p)
       : p_(p),
-        sums_(reinterpret_cast<double*>(shared_memory() + p.memory.sums)),
+        sums_(p.tiling, shared_memory() + p.memory.sums),
         moments_(reinterpret_cast<BatchMoments*>(shared_memory() + p.memory.moments)),
         coefficients_(reinterpret_cast<Coefficients<A>*>(shared_memory() + p.memory.coefficients)) {}
 
-  /// Puts this block's sums where the cluster reads them, and waits for those of all. What the sums were formed around
-  /// is read before, as y may take the place of x.
+  /// Brings the sums of all blocks together. What the sums were formed around is read before, as y may take the place
+  /// of x; what the blend reads is asked for, so that it comes while the blocks wait for each other.
   __device__ void exchange(const ThreadSums<N>& sums, const Place& place) const {
-    for_channels([&](int64_t channel, int i) {
+    sums_.for_channels([&](int64_t channel, int i) {
+      ChannelBlend<A>::prefetch_inputs(p_.args, channel);
       moments_[i].mean = Moments<T, V, kRows>::shift_of(p_.tiling, p_.args.x, channel);
     });
-    if (place.lane == 0) sums.put(sums_ + place.column * N * 2);
-    __syncthreads();
-    if (!in_cluster_of_several()) return;
-    cluster_arrive();
-    cluster_wait();
+    sums_.exchange(sums, place);
   }
 
-  /// Of all channels, in every block alike; nothing that others read is written.
+  /// Blends all channels, in every block alike. Nothing that others read is written.
   __device__ void blend() const {
-    for_channels([&](int64_t channel, int i) {
-      moments_[i] = merged(i);
+    sums_.for_channels([&](int64_t channel, int i) {
+      double merged[2];
+      sums_.merge(i, merged);
+      moments_[i] = Moments<T, V, kRows>::of_channel(p_.tiling, moments_[i].mean, merged);
       const ChannelBlend<A> blend(p_.args, channel, moments_[i]);
       coefficients_[i] = blend.coefficients();
-      if (is_first()) blend.save();
+      if (sums_.is_first()) blend.save();
     });
-    // From here on the others' sums and the state are not read any more.
-    __syncthreads();
-    if (in_cluster_of_several()) cluster_arrive();
+    // Behind this the state is not read any more either.
+    sums_.release();
   }
 
-  /// Of this thread's channels.
+  /// Returns the coefficients of this thread's channels.
   __device__ ThreadCoefficients<A, N> coefficients(const Place& place) const {
     return ThreadCoefficients<A, N>(coefficients_ + place.column * N);
   }
 
   /// When no block of the cluster reads the state any more, nor this one's sums, takes the batch into the state.
   __device__ void update() const {
-    if (in_cluster_of_several()) cluster_wait();
-    if (!is_first()) return;
-    for_channels([&](int64_t channel, int i) { ChannelBlend<A>(p_.args, channel, moments_[i]).update(); });
+    sums_.wait_for_others();
+    if (!sums_.is_first()) return;
+    sums_.for_channels([&](int64_t channel, int i) { ChannelBlend<A>(p_.args, channel, moments_[i]).update(); });
     finish_state(p_.args, p_.tiling.tiles);
   }
 
  private:
-  __device__ bool in_cluster_of_several() const { return p_.tiling.slices > 1; }
-  __device__ static bool is_first() { return blockIdx.y == 0; }
-
-  __device__ BatchMoments merged(int i) const {
-    double sums[2] = {0, 0};
-#pragma unroll 1
-    for (int rank = 0; rank < p_.tiling.slices; ++rank) {
-      const double* of_rank = in_cluster_of_several() ? in_cluster(sums_, rank) : sums_;
-      sums[0] += of_rank[2 * i];
-      sums[1] += of_rank[2 * i + 1];
-    }
-    return Moments<T, V, kRows>::of_channel(p_.tiling, moments_[i].mean, sums);
-  }
-
-  template <typename Run>
-  __device__ void for_channels(const Run& run) const {
-    const int channels = p_.tiling.channels_per_tile;
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < channels; i += static_cast<int>(blockDim.x)) {
-      const int64_t channel = int64_t{blockIdx.x} * channels + i;
-      if (channel < p_.tiling.channels) run(channel, i);
-    }
-  }
-
   const OnChipParameters& p_;
-  double* sums_;
+  TileSums<N> sums_;
   BatchMoments* moments_;
   Coefficients<A>* coefficients_;
 };
 
 template <typename T, int V, bool kRows>
-__global__ void __launch_bounds__(kOnChipThreads, 1) on_chip_kernel(const __grid_constant__ OnChipParameters p) {
+__global__ void __launch_bounds__(kOnChipThreads, 1)
+    forward_on_chip_kernel(const __grid_constant__ OnChipParameters p) {
   const Tiling& tiling = p.tiling;
   const auto place = Place::of<kRows>(tiling);
   const int64_t tile = blockIdx.x;
@@ -142,7 +98,9 @@ __global__ void __launch_bounds__(kOnChipThreads, 1) on_chip_kernel(const __grid
   if (walk.left > 0) {
     const auto coefficients = tile_blend.coefficients(place);
     KeptVectors<T, V> kept(values);
-    Normalize<T, V, kRows>(p.args, coefficients).run(tiling, walk, [&](int64_t) { return kept.take(); });
+    Normalize<T, V, kRows>(p.args, coefficients, /*y_is_for_later=*/false).run(tiling, walk, [&](int64_t) {
+      return kept.take();
+    });
   }
   tile_blend.update();
 }
@@ -150,12 +108,12 @@ __global__ void __launch_bounds__(kOnChipThreads, 1) on_chip_kernel(const __grid
 }  // namespace
 
 int forward_on_chip(const ForwardArgs& args, const Tiling& tiling) {
-  const OnChipParameters p = {args, tiling, on_chip_memory_of(args.type, tiling)};
+  const OnChipParameters p = {args, tiling, on_chip_memory_of(args.type, tiling, kKeptForward)};
   Grid grid = Grid::of(tiling);
   grid.shared_bytes = p.memory.bytes;
   grid.cluster = static_cast<int>(tiling.slices);
   return with_tiling(args.type, tiling, [&]<typename T, int V, bool kRows>() {
-    return start(on_chip_kernel<T, V, kRows>, grid, args.stream, p);
+    return start(forward_on_chip_kernel<T, V, kRows>, grid, args.stream, p);
   });
 }
 
