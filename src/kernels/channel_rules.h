@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 // This file holds what the layers compute for each channel, once for the host and for devices. The functions are
 // static, so that every source has a copy of its own: the CPU kernels are compiled once per instruction set, and no
@@ -68,20 +69,48 @@ MOMENTUM_BN_HOST_DEVICE static inline double blended(double weight, double batch
   return weight * batch + (1 - weight) * running;
 }
 
+/// Returns the largest power of 2 that is not above a positive value.
+MOMENTUM_BN_HOST_DEVICE static inline float power_of_2_in(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  bits &= 0x7f800000;
+  memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+MOMENTUM_BN_HOST_DEVICE static inline double power_of_2_in(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  bits &= 0x7ff0000000000000;
+  memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
+/// Rounds a value to the spacing of values of this magnitude, so that it can be subtracted from these without rounding.
+template <typename A>
+MOMENTUM_BN_HOST_DEVICE static inline A rounded_to_spacing_at(A magnitude, A value) {
+  const A power = power_of_2_in(magnitude);
+  const A rounded = (value + power) - power;
+  return std::isfinite(rounded) ? rounded : value;
+}
+
 /// What a forward pass keeps of the statistics that a channel is normalised with. A is what values are computed in.
 template <typename A>
 struct SavedStatistics {
-  A center;       // the mean, rounded
+  A center;       // the mean, rounded to the spacing of the values
   A center_rest;  // what it lost to rounding
   A rstd;         // 1 / sqrt(variance + eps)
 };
 
 template <typename A>
 MOMENTUM_BN_HOST_DEVICE static inline SavedStatistics<A> saved_statistics(double mean, double variance, double eps) {
-  const A center = static_cast<A>(mean);
+  const double deviation = std::sqrt(variance + eps);
+  const A nearest = static_cast<A>(mean);
+  // Else all values of one power of 2 would be rounded by the same amount when the center is subtracted, and a sum over
+  // them would have that error in full.
+  const A center = rounded_to_spacing_at(4 * std::fabs(nearest) + 16 * static_cast<A>(deviation), nearest);
   // An infinite center has lost nothing: infinity less infinity is not a number.
   const double rest = std::isfinite(center) ? mean - static_cast<double>(center) : 0;
-  return {center, static_cast<A>(rest), static_cast<A>(1 / std::sqrt(variance + eps))};
+  return {center, static_cast<A>(rest), static_cast<A>(1 / deviation)};
 }
 
 /// y = (x - center) * scale + shift
@@ -134,25 +163,58 @@ MOMENTUM_BN_HOST_DEVICE static inline GradientSums gradient_sums_of(const SavedS
   return {g, gx - static_cast<double>(saved.center_rest) * g};
 }
 
-/// dx = (g - offset - (x - center) * slope) * scale
+/// dx = (g - offset) * scale + ((x - center) * deviation_scale + rest)
 template <typename A>
 struct InputGradientCoefficients {
   A scale;
-  A slope;
-  A offset;
+  A offset;  // has so few digits that g - offset is hardly ever rounded
+  A deviation_scale;
+  A rest;  // what the offset lost, times scale
 };
+
+/// SavedShares, as exact as they can be had again.
+struct ExactShares {
+  double delta;
+  double mean_share;
+  double variance_share;
+};
+
+/// What was saved is rounded. Where it may be the reciprocal of a whole number, as the share of a batch which
+/// normalises alone is, it is taken for that, to the last bit of a double.
+template <typename A>
+MOMENTUM_BN_HOST_DEVICE static inline double exact_share(A share) {
+  const double per_share = 1 / static_cast<double>(share);
+  const double whole = std::floor(per_share + 0.5);
+  constexpr double kRounding = sizeof(A) == sizeof(float) ? 0x1p-24 : 0x1p-53;
+  return std::fabs(per_share - whole) <= per_share * kRounding ? 1 / whole : static_cast<double>(share);
+}
+
+template <typename A>
+MOMENTUM_BN_HOST_DEVICE static inline ExactShares exact_shares(const SavedShares<A>& saved) {
+  const double mean_share = exact_share(saved.mean_share);
+  const double variance_share =
+      saved.variance_share == saved.mean_share ? mean_share : exact_share(saved.variance_share);
+  return {static_cast<double>(saved.delta), mean_share, variance_share};
+}
 
 /// Forms them for a gradient through the statistics, from the derivative
 ///     dx = weight * rstd * (g - mean_share * sum_g - variance_share * (x - batch mean) * sum_gx * rstd^2).
 template <typename A>
 MOMENTUM_BN_HOST_DEVICE static inline InputGradientCoefficients<A> input_gradient_coefficients(
-    const SavedStatistics<A>& saved, const SavedShares<A>& shares, double weight, const GradientSums& sums) {
+    const SavedStatistics<A>& saved, const ExactShares& shares, double weight, const GradientSums& sums) {
   const auto rstd = static_cast<double>(saved.rstd);
-  const double slope = static_cast<double>(shares.variance_share) * sums.gx * rstd * rstd;
+  const A scale = static_cast<A>(rstd * weight);
+  const double per_deviation = shares.variance_share * sums.gx * rstd * rstd;
   // x - batch mean = (x - center) + (delta - center_rest)
-  const double from_center = static_cast<double>(shares.delta) - static_cast<double>(saved.center_rest);
-  const double offset = static_cast<double>(shares.mean_share) * sums.g + slope * from_center;
-  return {static_cast<A>(rstd * weight), static_cast<A>(slope), static_cast<A>(offset)};
+  const double from_center = shares.delta - static_cast<double>(saved.center_rest);
+  const double mean_of_g = shares.mean_share * sums.g + per_deviation * from_center;
+  // Half the digits are kept.
+  constexpr A kHalf = sizeof(A) == sizeof(float) ? 0x1p12 : 0x1p27;
+  const auto nearest = static_cast<A>(mean_of_g);
+  const A offset = rounded_to_spacing_at(std::fabs(nearest) * kHalf, nearest);
+  const double rest = std::isfinite(offset) ? static_cast<double>(offset) - mean_of_g : 0;
+  return {scale, offset, static_cast<A>(-per_deviation * static_cast<double>(scale)),
+          static_cast<A>(rest * static_cast<double>(scale))};
 }
 
 /// Returns (cos(pi * t / T) + 1) / 2, and 0 past the end.

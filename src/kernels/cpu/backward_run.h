@@ -140,15 +140,16 @@ class BackwardRuns {
 
   /// Takes a run of n values in.
   void add(BackwardPointers<T> pointers, int64_t n) {
-    for (int64_t i = 0; i < n; i += kMostAtOnce<T>) {
-      add_one(pointers, std::min(kMostAtOnce<T>, n - i));
-      pointers.advance(kMostAtOnce<T>);
+    constexpr int64_t kMost = kMostGradients * static_cast<int64_t>(kRuns) * V::size();
+    for (int64_t i = 0; i < n; i += kMost) {
+      add_one(pointers, std::min(kMost, n - i));
+      pointers.advance(kMost);
     }
   }
 
   /// Takes kRuns runs of n values in; each lies so far behind the pointers.
   void add_together(const BackwardPointers<T>& pointers, const Offsets& offsets, int64_t n) {
-    constexpr int64_t kMost = kMostPerLane * V::size();
+    constexpr int64_t kMost = kMostGradients * V::size();
     const int64_t in_packs = n / P::kSize * P::kSize;
     for (int64_t i = 0; i < in_packs; i += kMost) {
       add_some_together(pointers, offsets, i, std::min(i + kMost, in_packs));
@@ -163,10 +164,14 @@ class BackwardRuns {
     }
   }
 
-  /// sum(g) and sum(g * (x - center))
+  /// Returns sum(g) and sum(g * (x - center)).
   Sums get() const { return {g_.sum(), gx_.sum()}; }
 
  private:
+  /// So many gradients of each lane are added up in a register before it is flushed into double. Those of float are
+  /// few: the error of their sum grows with them, and there is no other as large. Gradients of 16 bits are themselves
+  /// less exact.
+  static constexpr int64_t kMostGradients = std::is_same_v<T, float> ? 4 : kMostPerLane;
   /// Each run is asked for this many values in advance.
   static constexpr int64_t kAhead = int64_t{1024} / static_cast<int64_t>(sizeof(T));
 
@@ -357,6 +362,27 @@ void with_halves(const BackwardArgs& first, const BackwardArgs& second, const Ru
   });
 }
 
+/// Gives the shares of one channel after the other. Most often they are those of the channel before.
+template <typename A>
+class SharesInOrder {
+ public:
+  explicit SharesInOrder(const Channels<A>& channels) : channels_(channels) {}
+
+  ExactShares of(int64_t channel) {
+    const SavedShares<A> saved = channels_.shares(channel);
+    if (saved.mean_share != last_.mean_share || saved.variance_share != last_.variance_share) {
+      last_ = saved;
+      exact_ = exact_shares(saved);
+    }
+    return {static_cast<double>(saved.delta), exact_.mean_share, exact_.variance_share};
+  }
+
+ private:
+  const Channels<A>& channels_;
+  SavedShares<A> last_ = {0, 0, 0};
+  ExactShares exact_ = {0, 0, 0};
+};
+
 /// A channel's coefficients, in all lanes.
 template <typename T>
 class PackInputGradient {
@@ -364,14 +390,14 @@ class PackInputGradient {
   using P = Pack<T>;
 
  public:
-  PackInputGradient(const Channels<A>& channels, int64_t channel, const GradientSums& sums)
-      : PackInputGradient(channels.statistics(channel).center, channels.coefficients(channel),
-                          input_gradient_coefficients(channels.statistics(channel), channels.shares(channel),
-                                                      channels.weight_of(channel), sums)) {}
+  PackInputGradient(const Channels<A>& channels, int64_t channel, const ExactShares& shares, const GradientSums& sums)
+      : PackInputGradient(
+            channels.statistics(channel).center, channels.coefficients(channel),
+            input_gradient_coefficients(channels.statistics(channel), shares, channels.weight_of(channel), sums)) {}
 
   template <Mask kMask>
   MOMENTUM_BN_INLINE P apply(const BackwardPacks<T, kMask, true>& packs) const {
-    return input_gradient(packs.g(forward_), packs.x - center_, minus_slope_, offset_, scale_);
+    return input_gradient(packs.g(forward_), packs.x - center_, scale_, offset_, deviation_scale_, rest_);
   }
 
  private:
@@ -379,14 +405,16 @@ class PackInputGradient {
       : center_(P::all(center)),
         forward_(forward),
         scale_(P::all(backward.scale)),
-        minus_slope_(P::all(-backward.slope)),
-        offset_(P::all(backward.offset)) {}
+        offset_(P::all(backward.offset)),
+        deviation_scale_(P::all(backward.deviation_scale)),
+        rest_(P::all(backward.rest)) {}
 
   P center_;
   PackCoefficients<T> forward_;
   P scale_;
-  P minus_slope_;
   P offset_;
+  P deviation_scale_;
+  P rest_;
 };
 
 /// Writes dx of a run of n values.

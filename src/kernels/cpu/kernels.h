@@ -19,7 +19,7 @@ using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t tasks, Body body, void* context);
 
 /// A forward pass keeps its statistics for the backward pass in rows of [channels]. Row 0 is the mean that normalises,
-/// rounded; row 1 is what it lost to rounding; row 2 is 1 / sqrt(variance + eps).
+/// rounded to about the spacing of the values; row 1 is what it lost to rounding; row 2 is 1 / sqrt(variance + eps).
 constexpr int kSavedRows = 3;
 /// There are more rows where gradients flow through the statistics. Row 3 is the mean that normalises less the batch's;
 /// row 4 is m / n and row 5 is m * c / n, where m is the batch's weight in the blend, n the number of values per

@@ -39,12 +39,17 @@ inline BatchMoments moments_of(const Sums& sums, double shift, double count) {
 /// The first shift is the mean of so many values.
 constexpr int64_t kSamples = 8;
 
-/// Adds the samples in pairs, so that the sum of equal values is exact.
+/// Adds the samples in pairs, so that the sum of equal values is exact, and rounds their mean to about the spacing of
+/// the values: else all values of one power of 2 would be rounded by the same amount when it is subtracted.
 template <typename A, typename Value>
 A mean_of_samples(const Value& value) {
-  const A sum = ((value(0) + value(1)) + (value(2) + value(3))) + ((value(4) + value(5)) + (value(6) + value(7)));
-  const A mean = sum / static_cast<A>(kSamples);
-  return std::isfinite(mean) ? mean : 0;
+  const auto in_pairs = [](const auto& of) {
+    return ((of(0) + of(1)) + (of(2) + of(3))) + ((of(4) + of(5)) + (of(6) + of(7)));
+  };
+  const A mean = in_pairs(value) / static_cast<A>(kSamples);
+  const A magnitude = in_pairs([&](int64_t i) { return std::fabs(value(i)); });
+  const A rounded = rounded_to_spacing_at(4 * magnitude, mean);
+  return std::isfinite(rounded) ? rounded : 0;
 }
 
 /// Returns the shift to begin with, value(i) being the i-th of `count` values. Where there are fewer than kSamples,
@@ -73,7 +78,7 @@ class DoubleMoments {
 
 /// Adds registers in pairs and overwrites them.
 template <typename V, int kCount>
-V sum_of(V (&registers)[kCount]) {
+MOMENTUM_BN_INLINE V sum_of(V (&registers)[kCount]) {
 #pragma GCC unroll 4
   for (int step = 1; step < kCount; step *= 2) {
 #pragma GCC unroll 8
@@ -84,29 +89,49 @@ V sum_of(V (&registers)[kCount]) {
   return registers[0];
 }
 
+// Vector types of GCC and Clang: half a register of floats, and a register of doubles.
+using HalfOfFloats [[gnu::vector_size(sizeof(Bits) / 2)]] = float;
+using DoubleRegister [[gnu::vector_size(sizeof(Bits))]] = double;
+
 /// Sums registers up in double.
 template <typename A>
 class DoubleLanes {
   using V = at::vec::Vectorized<A>;
 
  public:
-  void add(const V& values) {
-    A lanes[V::size()];
-    values.store(lanes);
-    for (int64_t i = 0; i < V::size(); ++i) {
-      lanes_[i] += static_cast<double>(lanes[i]);
+  /// The sums of so many lanes that are stored.
+  MOMENTUM_BN_INLINE static DoubleLanes load(const double* from) {
+    DoubleLanes result;
+    std::memcpy(&result.registers_, from, sizeof(registers_));
+    return result;
+  }
+  MOMENTUM_BN_INLINE void store(double* to) const { std::memcpy(to, &registers_, sizeof(registers_)); }
+
+  MOMENTUM_BN_INLINE void add(const V& values) {
+    if constexpr (kRegisters == 1) {
+      registers_[0] += std::bit_cast<DoubleRegister>(values);
+    } else {
+      const auto halves = std::bit_cast<std::array<HalfOfFloats, kRegisters>>(values);
+      for (size_t r = 0; r < kRegisters; ++r) {
+        registers_[r] += __builtin_convertvector(halves[r], DoubleRegister);
+      }
     }
   }
   double sum() const {
+    double lanes[V::size()];
+    static_assert(sizeof(lanes) == sizeof(registers_));
+    store(lanes);
     double sum = 0;
-    for (const double lane : lanes_) {
+    for (const double lane : lanes) {
       sum += lane;
     }
     return sum;
   }
 
  private:
-  double lanes_[V::size()] = {};
+  static constexpr size_t kRegisters = sizeof(double) / sizeof(A);
+
+  std::array<DoubleRegister, kRegisters> registers_ = {};
 };
 
 /// So many values of each lane are added up in a register of the accumulate type before it is flushed into double.

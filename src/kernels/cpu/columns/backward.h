@@ -65,8 +65,7 @@ class TileSums {
         width_(tile.channels() * plan.shape.inner),
         scale_(width_, {args.dy, 1}),
         center_(width_, {args.dy, 2}),
-        g_(width_, {args.dy, 4}),
-        gx_(width_, {args.dy, 6}),
+        sums_(width_, {args.dy, 4}),
         mask_(Channels<A>(args), tile, plan.shape.inner, {args.dy, 3}) {
     const Channels<A> channels(args);
     pointers_.advance(tile.row_begin * plan.columns + tile.channel_begin * plan.shape.inner);
@@ -80,39 +79,26 @@ class TileSums {
   }
 
   void run(double* sum_g, double* sum_gx) {
-    std::fill_n(sum_g, tile_.channels(), 0.0);
-    std::fill_n(sum_gx, tile_.channels(), 0.0);
-    const RowOrder order(plan_.far, tile_.rows(), kRowsTogether);
-    constexpr int64_t kSteps = kRowsPerChunk / kRowsTogether;
-    for (int64_t step = 0; step < order.steps; step += kSteps) {
-      clear();
-      for (int64_t i = step; i < std::min(step + kSteps, order.steps); ++i) {
-        plan_.far ? run_rows<kRowsTogether, true>(i * order.next, order.apart)
-                  : run_rows<kRowsTogether, false>(i * order.next, order.apart);
-      }
-      flush(sum_g, sum_gx);
-    }
-    if (order.rest == tile_.rows()) {
-      return;
-    }
-    clear();
-    for (int64_t row = order.rest; row < tile_.rows(); ++row) {
-      run_rows<1, false>(row, 1);
-    }
-    flush(sum_g, sum_gx);
+    sums_.begin(width_);
+    const int64_t rest = plan_.far ? run_all<kRowsTogether, true>(0) : run_all<kRowsTogether, false>(0);
+    run_all<1, false>(rest);
+    sums_.end(tile_.channels(), plan_.shape.inner, sum_g, sum_gx);
   }
 
  private:
-  void clear() {
-    g_.clear(width_ + P::kSize);
-    gx_.clear(width_ + P::kSize);
-  }
+  /// Gradients of float are few, as no other error is as large as that of their sum; those of 16 bits are themselves
+  /// less exact.
+  static constexpr int64_t kMostRows = std::is_same_v<T, float> ? 16 : 64;
 
-  void flush(double* sum_g, double* sum_gx) {
-    from_any_order<T>(g_.get(), width_);
-    from_any_order<T>(gx_.get(), width_);
-    add_columns(g_.get(), tile_.channels(), plan_.shape.inner, sum_g);
-    add_columns(gx_.get(), tile_.channels(), plan_.shape.inner, sum_gx);
+  /// Takes rows of the tile from `begin` on, kRows at a time.
+  /// @return the first row that is left
+  template <int64_t kRows, bool kFar>
+  int64_t run_all(int64_t begin) {
+    const RowOrder order(kFar, tile_.rows() - begin, kRows);
+    for (int64_t i = 0; i < order.steps; ++i) {
+      run_rows<kRows, kFar>(begin + i * order.next, order.apart);
+    }
+    return begin + order.rest;
   }
 
   /// Takes kRows of the tile from `row` on, with `apart` rows from one to the next.
@@ -123,15 +109,18 @@ class TileSums {
     const int64_t stride = apart * plan_.columns;
     // Both dy and x are asked for; where rows are neighbours, those of the next step.
     const int64_t ahead = kFar ? plan_.ahead / kRows / 2 : kRows * plan_.columns;
+    sums_.next_rows(kRows);
     int64_t c = 0;
     for (; c + P::kSize <= width_; c += P::kSize) {
       const P scale = scale_.at(c);
       const P center = center_.at(c);
       const auto mask = mask_.at(c);
-      P sum_g = P::load_wide(g_.get() + c);
-      P sum_gx = P::load_wide(gx_.get() + c);
+      // The terms of these rows are added up first: long chains have large errors.
+      P sum_g;
+      P sum_gx;
       // All reads come before the writes, as in TileNormalizer, and because dx may be dy.
       P g[kRows];
+#pragma GCC unroll 4
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t at = r * stride + c;
         prefetch(p.dy + at + ahead);
@@ -144,27 +133,29 @@ class TileSums {
         const auto packs = Packs::load(p, at);
         g[r] = packs.g(mask);
         if constexpr (kInput) {
-          sum_gx = multiply_add(g[r], packs.x - center, sum_gx);
+          const P d = packs.x - center;
+          sum_gx = r == 0 ? g[r] * d : multiply_add(g[r], d, sum_gx);
         }
-        sum_g = sum_g + g[r];
+        sum_g = r == 0 ? g[r] : sum_g + g[r];
       }
       if (p.dresidual) {
+#pragma GCC unroll 4
         for (int64_t r = 0; r < kRows; ++r) {
           g[r].template store_any_order<false>(p.dresidual + r * stride + c);
         }
       }
       if (p.dx) {
+#pragma GCC unroll 4
         for (int64_t r = 0; r < kRows; ++r) {
           (g[r] * scale).template store_any_order<false>(p.dx + r * stride + c);
         }
       }
-      sum_g.store_wide(g_.get() + c);
-      sum_gx.store_wide(gx_.get() + c);
+      sums_.add_first(c, sum_g);
+      if constexpr (kInput) {
+        sums_.add_second(c, sum_gx);
+      }
     }
-    if (c == width_) {
-      return;
-    }
-    for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t r = 0; c < width_ && r < kRows; ++r) {
       run_tail(p, c, r * stride + c);
     }
   }
@@ -173,10 +164,10 @@ class TileSums {
     const int64_t count = width_ - c;
     const auto packs = load_any_order<T, kMask, kInput>(p, at, count);
     const P g = packs.g(mask_.at(c));
-    (P::load_wide(g_.get() + c) + g).store_wide(g_.get() + c);
+    // Sums beyond the end are never used.
+    sums_.add_first(c, g);
     if constexpr (kInput) {
-      // Sums beyond the end are never used.
-      multiply_add(g, packs.x - center_.at(c), P::load_wide(gx_.get() + c)).store_wide(gx_.get() + c);
+      sums_.add_second(c, g * (packs.x - center_.at(c)));
     }
     if (p.dresidual) {
       g.store_any_order(p.dresidual + at, count);
@@ -192,8 +183,7 @@ class TileSums {
   int64_t width_;
   PerColumn<T> scale_;
   PerColumn<T> center_;
-  Scratch<A> g_;
-  Scratch<A> gx_;
+  SumsPerColumn<T, kMostRows> sums_;
   MaskPerColumn<T, kMask> mask_;
 };
 
@@ -213,25 +203,30 @@ class TileInputGradient {
         width_(tile.channels() * plan.shape.inner),
         center_(width_, {args.dx, 1}),
         scale_(width_, {args.dx, 2}),
-        minus_slope_(width_, {args.dx, 3}),
-        offset_(width_, {args.dx, 4}),
-        mask_(Channels<A>(args), tile, plan.shape.inner, {args.dx, 5}) {
+        offset_(width_, {args.dx, 3}),
+        deviation_scale_(width_, {args.dx, 4}),
+        rest_(width_, {args.dx, 5}),
+        mask_(Channels<A>(args), tile, plan.shape.inner, {args.dx, 6}) {
     const Channels<A> channels(args);
     const Scratch<A> scale(tile.channels());
-    const Scratch<A> minus_slope(tile.channels());
     const Scratch<A> offset(tile.channels());
+    const Scratch<A> deviation_scale(tile.channels());
+    const Scratch<A> rest(tile.channels());
+    SharesInOrder<A> shares(channels);
     for (int64_t k = 0; k < tile.channels(); ++k) {
       const int64_t c = tile.channel_begin + k;
-      const auto of_channel = input_gradient_coefficients(channels.statistics(c), channels.shares(c),
-                                                          channels.weight_of(c), {sum_g[c], sum_gx[c]});
+      const auto of_channel = input_gradient_coefficients(channels.statistics(c), shares.of(c), channels.weight_of(c),
+                                                          {sum_g[c], sum_gx[c]});
       scale.get()[k] = of_channel.scale;
-      minus_slope.get()[k] = -of_channel.slope;
       offset.get()[k] = of_channel.offset;
+      deviation_scale.get()[k] = of_channel.deviation_scale;
+      rest.get()[k] = of_channel.rest;
     }
     center_.set(channels.saved + tile.channel_begin, tile.channels(), plan.shape.inner);
     scale_.set(scale.get(), tile.channels(), plan.shape.inner);
-    minus_slope_.set(minus_slope.get(), tile.channels(), plan.shape.inner);
     offset_.set(offset.get(), tile.channels(), plan.shape.inner);
+    deviation_scale_.set(deviation_scale.get(), tile.channels(), plan.shape.inner);
+    rest_.set(rest.get(), tile.channels(), plan.shape.inner);
   }
 
   /// Goes backwards, as a tile's last rows were read last.
@@ -260,8 +255,9 @@ class TileInputGradient {
     for (; c + P::kSize <= width_; c += P::kSize) {
       const auto center = center_.at(c);
       const auto scale = scale_.at(c);
-      const auto minus_slope = minus_slope_.at(c);
       const auto offset = offset_.at(c);
+      const auto deviation_scale = deviation_scale_.at(c);
+      const auto rest = rest_.at(c);
       const auto mask = mask_.at(c);
       // All reads come before the writes, as in TileNormalizer.
       P dx[kRows];
@@ -275,7 +271,7 @@ class TileInputGradient {
           }
         }
         const auto packs = Packs::load(p, at);
-        dx[r] = input_gradient(packs.g(mask), packs.x - center, minus_slope, offset, scale);
+        dx[r] = input_gradient(packs.g(mask), packs.x - center, scale, offset, deviation_scale, rest);
       }
       for (int64_t r = 0; r < kRows; ++r) {
         dx[r].template store_any_order<false>(p.dx + r * stride + c);
@@ -287,7 +283,8 @@ class TileInputGradient {
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t at = r * stride + c;
       const auto packs = load_any_order<T, kMask, true>(p, at, width_ - c);
-      input_gradient(packs.g(mask_.at(c)), packs.x - center_.at(c), minus_slope_.at(c), offset_.at(c), scale_.at(c))
+      input_gradient(packs.g(mask_.at(c)), packs.x - center_.at(c), scale_.at(c), offset_.at(c), deviation_scale_.at(c),
+                     rest_.at(c))
           .store_any_order(p.dx + at, width_ - c);
     }
   }
@@ -297,8 +294,9 @@ class TileInputGradient {
   int64_t width_;
   PerColumn<T> center_;
   PerColumn<T> scale_;
-  PerColumn<T> minus_slope_;
   PerColumn<T> offset_;
+  PerColumn<T> deviation_scale_;
+  PerColumn<T> rest_;
   MaskPerColumn<T, kMask> mask_;
 };
 

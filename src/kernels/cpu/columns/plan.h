@@ -19,8 +19,8 @@ namespace momentum_bn::kernels::CPU_CAPABILITY {
 constexpr int64_t kRowsAtOnce = 8;
 /// So many rows are normalised, or taken backward, together: their columns' coefficients are read once.
 constexpr int64_t kRowsTogether = 4;
-/// The accumulators are flushed into double after so many rows: few enough for their rounding.
-constexpr int64_t kRowsPerChunk = 64;
+/// A segment has at least so many rows.
+constexpr int64_t kSegmentRows = 64;
 /// A block of columns is about so wide: longer runs of a row are read faster, accumulators of shorter ones stay near.
 constexpr int64_t kBlockColumns = 512;
 constexpr int64_t kAlignedColumns = 64;
@@ -61,7 +61,7 @@ struct ColumnPlan {
       blocks = divide_up(s.channels, channels);
       return;
     }
-    segments = std::clamp<int64_t>(std::min(s.values() / kSegmentValues, rows / kRowsPerChunk), 1, kMostSegments);
+    segments = std::clamp<int64_t>(std::min(s.values() / kSegmentValues, rows / kSegmentRows), 1, kMostSegments);
     far = s.values() * element_size >= kBeyondCaches;
     ahead = kAheadBytes / element_size;
   }

@@ -25,8 +25,7 @@ class TileTotals {
       : plan_(plan),
         values_(values),
         shift_(channels * plan.shape.inner, {values, 2}),
-        first_(channels * plan.shape.inner, {values, 4}),
-        second_(channels * plan.shape.inner, {values, 6}) {}
+        sums_(channels * plan.shape.inner, {values, 4}) {}
 
   /// @param shifts  those of the tile's channels
   void compute(const Tile& tile, const A* shifts, const Totals& totals) {
@@ -35,91 +34,65 @@ class TileTotals {
     const int64_t width = channels * inner;
     const T* x = values_ + tile.row_begin * plan_.columns + tile.channel_begin * inner;
     spread<T>(shifts, channels, inner, shift_.get());
-    std::fill_n(totals.first, channels, 0.0);
-    std::fill_n(totals.second, channels, 0.0);
-    const RowOrder order(plan_.far, tile.rows(), kRowsAtOnce);
-    constexpr int64_t kSteps = kRowsPerChunk / kRowsAtOnce;
-    for (int64_t step = 0; step < order.steps; step += kSteps) {
-      clear(width);
-      for (int64_t i = step; i < std::min(step + kSteps, order.steps); ++i) {
-        const T* from = x + i * order.next * plan_.columns;
-        plan_.far ? add_rows<true>(from, order.apart, width) : add_rows<false>(from, order.apart, width);
-      }
-      flush(channels, totals);
-    }
-    if (order.rest == tile.rows()) {
-      return;
-    }
-    clear(width);
-    add_last_rows(x + order.rest * plan_.columns, width, tile.rows() - order.rest);
-    flush(channels, totals);
+    sums_.begin(width);
+    const int64_t rest = plan_.far ? add_all<kRowsAtOnce, true>(x, 0, tile.rows(), width)
+                                   : add_all<kRowsAtOnce, false>(x, 0, tile.rows(), width);
+    add_all<1, false>(x, rest, tile.rows(), width);
+    sums_.end(channels, inner, totals.first, totals.second);
   }
 
  private:
-  void clear(int64_t width) {
-    first_.clear(width + P::kSize);
-    second_.clear(width + P::kSize);
+  /// Adds rows of the tile from `begin` on, kRows at a time.
+  /// @return the first row that is left
+  template <int64_t kRows, bool kFar>
+  int64_t add_all(const T* x, int64_t begin, int64_t end, int64_t width) {
+    const RowOrder order(kFar, end - begin, kRows);
+    for (int64_t i = 0; i < order.steps; ++i) {
+      add_rows<kRows, kFar>(x + (begin + i * order.next) * plan_.columns, order.apart, width);
+    }
+    return begin + order.rest;
   }
 
-  void flush(int64_t channels, const Totals& totals) {
-    from_any_order<T>(first_.get(), channels * plan_.shape.inner);
-    from_any_order<T>(second_.get(), channels * plan_.shape.inner);
-    add_columns(first_.get(), channels, plan_.shape.inner, totals.first);
-    add_columns(second_.get(), channels, plan_.shape.inner, totals.second);
-  }
-
-  /// Adds kRowsAtOnce rows, with `apart` rows from one to the next.
-  template <bool kFar>
+  /// Adds kRows rows, with `apart` rows from one to the next.
+  template <int64_t kRows, bool kFar>
   void add_rows(const T* x, int64_t apart, int64_t width) {
     const int64_t stride = apart * plan_.columns;
     // Where rows are neighbours, those of the next step are asked for.
-    const int64_t ahead = kFar ? plan_.ahead / kRowsAtOnce : kRowsAtOnce * plan_.columns;
-    const auto add_pack = [&](int64_t c, const auto& load) {
-      const P shift = P::load_wide(shift_.get() + c);
-      // Rows are added in pairs, for shorter chains.
-      P first[2] = {P::load_wide(first_.get() + c), P::all(0)};
-      P second[2] = {P::load_wide(second_.get() + c), P::all(0)};
-      for (int64_t row = 0; row < kRowsAtOnce; ++row) {
-        const T* from = x + row * stride + c;
-        prefetch(from + ahead);
-        const P d = load(from) - shift;
-        first[row % 2] = first[row % 2] + d;
-        second[row % 2] = multiply_add(d, d, second[row % 2]);
-      }
-      (first[0] + first[1]).store_wide(first_.get() + c);
-      (second[0] + second[1]).store_wide(second_.get() + c);
-    };
+    const int64_t ahead = kFar ? plan_.ahead / kRows : kRows * plan_.columns;
+    sums_.next_rows(kRows);
     int64_t c = 0;
     for (; c + P::kSize <= width; c += P::kSize) {
-      add_pack(c, [&](const T* from) { return P::load_any_order(from); });
+      add_pack<kRows>(x + c, c, stride, ahead, [](const T* from) { return P::load_any_order(from); });
     }
     if (c < width) {
-      add_pack(c, [&](const T* from) { return P::load_any_order(from, width - c); });
+      add_pack<kRows>(x + c, c, stride, ahead, [=](const T* from) { return P::load_any_order(from, width - c); });
     }
   }
 
-  /// Adds fewer rows than kRowsAtOnce.
-  void add_last_rows(const T* x, int64_t width, int64_t rows) {
-    for (int64_t c = 0; c < width; c += P::kSize) {
-      const P shift = P::load_wide(shift_.get() + c);
-      P first = P::load_wide(first_.get() + c);
-      P second = P::load_wide(second_.get() + c);
-      for (int64_t row = 0; row < rows; ++row) {
-        const P d = P::load_any_order(x + row * plan_.columns + c, std::min(P::kSize, width - c)) - shift;
-        first = first + d;
-        second = multiply_add(d, d, second);
-      }
-      first.store_wide(first_.get() + c);
-      second.store_wide(second_.get() + c);
+  /// Adds kRows rows of a pack of columns. The rows are added up in chains of four, which are short.
+  template <int64_t kRows, typename Load>
+  MOMENTUM_BN_INLINE void add_pack(const T* x, int64_t c, int64_t stride, int64_t ahead, const Load& load) {
+    constexpr int64_t kChains = kRows < 4 ? 1 : kRows / 4;
+    const P shift = P::load_wide(shift_.get() + c);
+    P first[kChains];
+    P second[kChains];
+#pragma GCC unroll 8
+    for (int64_t row = 0; row < kRows; ++row) {
+      const T* from = x + row * stride;
+      prefetch(from + ahead);
+      const P d = load(from) - shift;
+      const int64_t chain = row % kChains;
+      first[chain] = row < kChains ? d : first[chain] + d;
+      second[chain] = row < kChains ? d * d : multiply_add(d, d, second[chain]);
     }
+    sums_.add_first(c, sum_of(first));
+    sums_.add_second(c, sum_of(second));
   }
 
   const ColumnPlan& plan_;
   const T* values_;
-  // These are arrays of columns.
-  Scratch<A> shift_;
-  Scratch<A> first_;
-  Scratch<A> second_;
+  Scratch<A> shift_;  // of columns
+  SumsPerColumn<T, 64> sums_;
 };
 
 /// Writes the shifts to begin with, of channels whose first row begins at x.

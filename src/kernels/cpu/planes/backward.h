@@ -161,8 +161,9 @@ class PlanesInputGradient {
   void run(int64_t first, int64_t count, int64_t segment, const GradientSums* sums) const {
     std::vector<PackInputGradient<T>> coefficients;
     coefficients.reserve(static_cast<size_t>(count));
+    SharesInOrder<A> shares(channels_);
     for (int64_t k = 0; k < count; ++k) {
-      coefficients.emplace_back(channels_, first + k, sums[k]);
+      coefficients.emplace_back(channels_, first + k, shares.of(first + k), sums[k]);
     }
     BackwardPointers<T> pointers(args_);
     pointers.advance(first * args_.shape.inner);

@@ -205,10 +205,10 @@ struct Pack {
     }
     return p;
   }
-  /// Returns (g - offset - d * slope) * scale, where d is x - center.
-  MOMENTUM_BN_INLINE friend Pack input_gradient(const Pack& g, const Pack& d, const Pack& minus_slope,
-                                                const Pack& offset, const Pack& scale) {
-    return multiply_add(d, minus_slope, g - offset) * scale;
+  /// Returns (g - offset) * scale + (d * deviation_scale + rest), where d is x - center.
+  MOMENTUM_BN_INLINE friend Pack input_gradient(const Pack& g, const Pack& d, const Pack& scale, const Pack& offset,
+                                                const Pack& deviation_scale, const Pack& rest) {
+    return multiply_add(g - offset, scale, multiply_add(d, deviation_scale, rest));
   }
   /// Returns max(0, a), and NaN where a is NaN.
   MOMENTUM_BN_INLINE friend Pack relu(const Pack& a) {
