@@ -47,18 +47,19 @@ __device__ inline Coefficients<A> forward_coefficients(const BackwardArgs& args,
 template <typename A>
 struct ChannelGradient {
   Coefficients<A> forward;
-  A slope;
   A offset;
+  A deviation_scale;
+  A rest;
 
   /// Forms it from these sums over all values.
   __device__ static ChannelGradient of(const BackwardArgs& args, int64_t channel, const GradientSums& sums) {
     const int64_t channels = args.shape.channels;
     const A* shares = static_cast<const A*>(args.saved) + 3 * channels + channel;
-    const auto of_input =
-        input_gradient_coefficients<A>(saved_of<A>(args, channel), {shares[0], shares[channels], shares[2 * channels]},
-                                       weight_of<A>(args, channel), sums);
+    const auto of_input = input_gradient_coefficients<A>(
+        saved_of<A>(args, channel), exact_shares(SavedShares<A>{shares[0], shares[channels], shares[2 * channels]}),
+        weight_of<A>(args, channel), sums);
     // The scale of dx is the forward pass's.
-    return {forward_coefficients<A>(args, channel), of_input.slope, of_input.offset};
+    return {forward_coefficients<A>(args, channel), of_input.offset, of_input.deviation_scale, of_input.rest};
   }
 };
 
@@ -248,8 +249,9 @@ class InputGradient {
     for (int j = 0; j < N; ++j) {
       center_[j] = of_channels[j].forward.center;
       scale_[j] = of_channels[j].forward.scale;
-      slope_[j] = of_channels[j].slope;
       offset_[j] = of_channels[j].offset;
+      deviation_scale_[j] = of_channels[j].deviation_scale;
+      rest_[j] = of_channels[j].rest;
       masking_.set_channel(j, of_channels[j].forward);
     }
   }
@@ -284,7 +286,7 @@ class InputGradient {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int n = kRows ? j : 0;
-      g[j] = (g[j] - offset_[n] - (inputs[j] - center_[n]) * slope_[n]) * scale_[n];
+      g[j] = (g[j] - offset_[n]) * scale_[n] + ((inputs[j] - center_[n]) * deviation_scale_[n] + rest_[n]);
     }
     write<T>(dx_, g, at, dx_is_for_later_);
   }
@@ -294,7 +296,8 @@ class InputGradient {
   Masking<T, V, kRows, kMask> masking_;
   A center_[N];
   A scale_[N];
-  A slope_[N];
+  A deviation_scale_[N];
+  A rest_[N];
   A offset_[N];
 };
 

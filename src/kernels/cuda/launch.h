@@ -92,7 +92,7 @@ struct OnChipMemory {
 OnChipMemory on_chip_memory_of(Type type, const Tiling& tiling, int kept);
 
 /// What dx is formed with: numbers per channel.
-constexpr int kGradientNumbers = 5;
+constexpr int kGradientNumbers = 6;
 
 /// Partial sums of all slices, and after them what each channel is normalised with, or kGradientNumbers.
 struct WorkspaceLayout {
