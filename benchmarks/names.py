@@ -5,6 +5,7 @@ from __future__ import annotations
 FORWARD = "forward"
 TRAINING = "forward + backward"
 STUDENT = "BatchNorm, forward + backward"
+STEP = "student forward + backward, teacher forward"
 
 COPY = "copy_"
 RELU = "relu_"
@@ -38,3 +39,4 @@ COMPOSITE = "ours, torch's operations"
 PUBLISHED = "published"
 PUBLISHED_COMPILED = "torch.compile(published)"
 IDENTITY = "Identity"
+AS_MADE = "ours, as made"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -75,10 +76,9 @@ def network_workload(
     channels_last: bool, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, batch: int = 16, side: int = 128
 ) -> Workload:
     """Forward passes of ResNet-50 in training mode without gradients, in multiples of one without normalisation."""
-    models = networks(channels_last, blocks, width)
-    x = torch.randn(batch, 3, side, side)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+    models: dict[str, nn.Module] = dict(networks(channels_last, blocks, width))
+    models[names.AS_MADE] = momentum_bn.MomentumTeacher(models[names.TORCH], TOTAL_ITERS)
+    x = _images(batch, side, channels_last)
     return Workload(
         network_name(channels_last),
         names.FORWARD,
@@ -94,9 +94,7 @@ def student_network_workload(
 ) -> Workload:
     """Forward and backward of ResNet-50 as a student's, in multiples of one with torch's BatchNorm."""
     models = networks(channels_last, blocks, width, BATCH_NORMS)
-    x = torch.randn(batch, 3, side, side)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+    x = _images(batch, side, channels_last)
 
     def step(model: ResNet) -> None:
         model.zero_grad()
@@ -111,3 +109,42 @@ def student_network_workload(
         written=lambda: [model(x) for model in models.values()],
         forwards={name: partial(model, x) for name, model in models.items()},
     )
+
+
+def step_workload(
+    channels_last: bool, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, batch: int = 16, side: int = 128
+) -> Workload:
+    """A student's forward and backward and its teacher's forward, without gradients: what a training step consists of.
+
+    Ours is what one call for each network makes of torch's: ``fuse(convert_batchnorm(...))`` and ``MomentumTeacher``.
+    """
+    students = networks(channels_last, blocks, width)
+    teachers = networks(channels_last, blocks, width)
+    ours = momentum_bn.fuse(momentum_bn.convert_batchnorm(copy.deepcopy(students[names.TORCH])))
+    pairs: dict[str, tuple[nn.Module, nn.Module]] = {
+        names.IDENTITY: (students[names.IDENTITY], teachers[names.IDENTITY]),
+        names.TORCH: (students[names.TORCH], teachers[names.TORCH]),
+        names.PUBLISHED: (students[names.TORCH], teachers[names.PUBLISHED]),
+        names.AS_MADE: (ours, momentum_bn.MomentumTeacher(ours, TOTAL_ITERS)),
+    }
+    x = _images(batch, side, channels_last)
+
+    def step(student: nn.Module, teacher: nn.Module) -> None:
+        with torch.no_grad():
+            target = teacher(x)
+        student.zero_grad()
+        (student(x) - target).square().mean().backward()
+
+    return Workload(
+        network_name(channels_last),
+        names.STEP,
+        names.IDENTITY,
+        with_grad=True,
+        calls={name: partial(step, *pair) for name, pair in pairs.items()},
+        written=lambda: [network(x) for pair in pairs.values() for network in pair],
+    )
+
+
+def _images(batch: int, side: int, channels_last: bool) -> Tensor:
+    x = torch.randn(batch, 3, side, side)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x

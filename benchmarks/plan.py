@@ -7,7 +7,7 @@ from functools import partial
 
 from .cases import LARGE_CASES, QUICK_CASES, SMALL_CASES
 from .layer_workloads import forward_workload, student_workload, training_workload
-from .network_workload import network_name, network_workload, student_network_workload
+from .network_workload import network_name, network_workload, step_workload, student_network_workload
 from .workload import Workload
 
 
@@ -29,3 +29,4 @@ def workloads(only: str, quick: bool) -> Iterator[Callable[[], Workload]]:
         if only in network_name(channels_last):
             yield partial(network_workload, channels_last)
             yield partial(student_network_workload, channels_last)
+            yield partial(step_workload, channels_last)

@@ -15,6 +15,7 @@ from benchmarks.network_workload import (
     network_name,
     network_workload,
     networks,
+    step_workload,
     student_network_workload,
 )
 from benchmarks.peers import PublishedBatchNorm, published_formulas
@@ -28,6 +29,10 @@ def tiny_network(channels_last: bool) -> Workload:
 
 def tiny_student(channels_last: bool) -> Workload:
     return student_network_workload(channels_last, blocks=(1, 1), width=4, batch=2, side=32)
+
+
+def tiny_step(channels_last: bool) -> Workload:
+    return step_workload(channels_last, blocks=(1, 1), width=4, batch=2, side=32)
 
 
 TINY_CASES = [
@@ -56,8 +61,8 @@ def test_case_makes_what_its_name_says() -> None:
 
 def test_plan_selects_by_name() -> None:
     assert len(list(workloads(only=SMALLEST.name, quick=True))) == 3
-    assert len(list(workloads(only="ResNet", quick=False))) == 4
-    assert len(list(workloads(only="", quick=False))) == 3 * len(LARGE_CASES + SMALL_CASES) + 4
+    assert len(list(workloads(only="ResNet", quick=False))) == 6
+    assert len(list(workloads(only="", quick=False))) == 3 * len(LARGE_CASES + SMALL_CASES) + 6
     assert not list(workloads(only="no such case", quick=False))
 
 
@@ -70,6 +75,7 @@ def test_budgets_refer_to_what_is_timed() -> None:
     }
     timed |= {(network_name(last), names.FORWARD): {*tiny_network(last).calls} for last in (False, True)}
     timed |= {(network_name(last), names.STUDENT): {*tiny_student(last).calls} for last in (False, True)}
+    timed |= {(network_name(last), names.STEP): {*tiny_step(last).calls} for last in (False, True)}
     for budget in BUDGETS:
         for case in budget.cases:
             assert {*budget.calls, budget.unit} - {None} <= timed[case, budget.phase], budget.what
@@ -159,4 +165,15 @@ def test_network_is_resnet_50() -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_network_workload(channels_last: bool) -> None:
     section = time_workload(tiny_network(channels_last), 1, 0.0)
-    assert set(section.seconds) == {names.IDENTITY, names.OURS, names.TORCH, names.PUBLISHED}
+    assert set(section.seconds) == {names.IDENTITY, names.OURS, names.TORCH, names.PUBLISHED, names.AS_MADE}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_step_workload(channels_last: bool) -> None:
+    """Ours is fused in both networks."""
+    workload = tiny_step(channels_last)
+    assert time_workload(workload, 1, 0.0).seconds.keys() == workload.calls.keys()
+    student, teacher = workload.calls[names.AS_MADE].args  # type: ignore[attr-defined]
+    layers = [module for module in student.modules() if isinstance(module, momentum_bn.BatchNorm2d)]
+    assert len(layers) == len(momentum_bn.fused_layers(student)) == 9
+    assert len(teacher.fused) == 9
