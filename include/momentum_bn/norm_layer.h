@@ -85,7 +85,7 @@ class MOMENTUM_BN_API NormLayer {
 template <size_t D, typename Layer, typename Derived>
 class NormLayerImpl : public torch::nn::Cloneable<Derived>, public Layer {
  public:
-  explicit NormLayerImpl(const typename Layer::Options& options) : Layer(options) {
+  explicit NormLayerImpl(const Layer::Options& options) : Layer(options) {
     // NOLINTNEXTLINE(clang-analyzer-optin.cplusplus.VirtualCall): as torch's own modules do
     reset();
   }

@@ -83,7 +83,6 @@ auto guarded(const Call& call, decltype(call()) otherwise) -> decltype(call()) {
 }
 
 }  // namespace
-}  // namespace m2teacher
 
 extern "C" {
 
@@ -94,7 +93,6 @@ extern "C" {
 /// @return null on an error
 __attribute__((visibility("default"))) void* m2teacher_create(const char* data, const char* config, const char* norm,
                                                               int64_t batch_size, int kept) {
-  using namespace m2teacher;
   return guarded(
       [&]() -> void* {
         DataOptions options;
@@ -110,7 +108,6 @@ __attribute__((visibility("default"))) void* m2teacher_create(const char* data, 
 
 /// Takes steps. @return the last one's loss; -1 on an error
 __attribute__((visibility("default"))) double m2teacher_steps(void* trainer, int64_t count) {
-  using namespace m2teacher;
   return guarded(
       [&] {
         double loss = 0;
@@ -122,10 +119,10 @@ __attribute__((visibility("default"))) double m2teacher_steps(void* trainer, int
       -1.0);
 }
 
-__attribute__((visibility("default"))) void m2teacher_destroy(void* trainer) {
-  delete static_cast<m2teacher::Trainer*>(trainer);
-}
+__attribute__((visibility("default"))) void m2teacher_destroy(void* trainer) { delete static_cast<Trainer*>(trainer); }
 
 /// What went wrong last.
-__attribute__((visibility("default"))) const char* m2teacher_error() { return m2teacher::last_error().c_str(); }
+__attribute__((visibility("default"))) const char* m2teacher_error() { return last_error().c_str(); }
 }
+
+}  // namespace m2teacher

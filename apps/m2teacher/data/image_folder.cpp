@@ -191,7 +191,7 @@ Dataset load_image_folder(const DataOptions& options) {
   for (const auto& [name, number] : number_of) {
     dataset.class_names.push_back(name);
   }
-  dataset.pixels = kImageNetPixels;
+  dataset.pixels = imagenet_pixels();
   return dataset;
 }
 

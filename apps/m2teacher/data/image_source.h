@@ -31,7 +31,7 @@ struct PixelStatistics {
 };
 
 /// ImageNet's, which folders of images are standardised by (arXiv 2006.07733, appendix B).
-inline const PixelStatistics kImageNetPixels = {{0.485, 0.456, 0.406}, {0.229, 0.224, 0.225}};
+inline PixelStatistics imagenet_pixels() { return {{0.485, 0.456, 0.406}, {0.229, 0.224, 0.225}}; }
 
 /// Those of `images`, (N, C, H, W), uint8: exact, whatever the number of threads.
 PixelStatistics pixel_statistics(const at::Tensor& images);
@@ -102,7 +102,7 @@ struct Dataset {
   std::shared_ptr<const ImageSource> test;  ///< null where there is none
   std::vector<std::string> class_names;     ///< empty where there are no labels
   PixelStatistics pixels;                   ///< what the encoders' input is standardised by
-  std::vector<std::string> notes = {};      ///< what users should know of how the images were found
+  std::vector<std::string> notes;           ///< what users should know of how the images were found
 
   int64_t classes() const { return static_cast<int64_t>(class_names.size()); }
 };

@@ -49,7 +49,7 @@ class EvaluatedBatchNorm : public BatchNorm<Module> {
 template <typename Module>
 class FusedNorm : public Norm {
  public:
-  using Options = typename Module::Impl::Options;
+  using Options = Module::Impl::Options;
 
   FusedNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options,
             const std::optional<std::string>& process_group)

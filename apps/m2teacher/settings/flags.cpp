@@ -103,7 +103,7 @@ CLI::Option* Flags::add(const std::string& name, const std::string& type, size_t
 template <typename Value>
 void Flags::number(const std::string& name, Value& value, RangeOf<Value> range, const std::string& description,
                    const std::string& open) {
-  using Number = typename PlainNumber<Value>::Type;
+  using Number = PlainNumber<Value>::Type;
   using Wide = decltype(range.low);
   const auto set = [&value](const Texts& texts) { value = static_cast<Number>(number_of<Wide>(texts.front())); };
   const auto values = [&value]() -> Texts {

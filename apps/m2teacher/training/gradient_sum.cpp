@@ -78,7 +78,7 @@ GradientSum::GradientSum(const torch::nn::Module& module, const Ranks& ranks, in
   const std::vector<at::Tensor> parameters = module.parameters();
   std::vector<int64_t> sizes;  // of the buckets, in values
   for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
-    const auto most = bucket_bytes / static_cast<int64_t>(parameter->element_size());
+    const auto most = bucket_bytes / parameter->element_size();
     if (sizes.empty() || sizes.back() + parameter->numel() > most) {
       sizes.push_back(0);
       state_->buckets.emplace_back();

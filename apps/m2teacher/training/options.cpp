@@ -66,7 +66,8 @@ PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShap
   if (!encoder.stem) {
     encoder.stem = std::max(shape.height, shape.width) <= kSmallSide ? Stem::Small : Stem::Standard;
   }
-  const auto batches = static_cast<double>(images / options.batch_size);
+  const int64_t whole_batches = images / options.batch_size;
+  const auto batches = static_cast<double>(whole_batches);
   if (!options.steps) {
     options.steps = std::max<int64_t>(1, std::llround(options.epochs * batches));
   }

@@ -18,6 +18,7 @@ bool by_planes(const Shape& shape) { return shape.inner >= kSmallestPlane; }
 
 template <typename Args, typename Run>
 void for_type(const Args& args, const Run& run) {
+  // NOLINTNEXTLINE(bugprone-branch-clone): the types differ
   switch (args.type) {
     case Type::kFloat:
       return run(float());

@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 // This file forms the mean and the sum of squared deviations of a channel. What is summed is x - shift and its square,
 // in the accumulate type over some values and in double over all. The shift is the mean of eight values, a power of 2
@@ -129,7 +130,7 @@ class DoubleLanes {
   }
 
  private:
-  static constexpr size_t kRegisters = sizeof(double) / sizeof(A);
+  static constexpr size_t kRegisters = std::is_same_v<A, double> ? 1 : 2;
 
   std::array<DoubleRegister, kRegisters> registers_ = {};
 };

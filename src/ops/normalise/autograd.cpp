@@ -55,7 +55,7 @@ void check_overwrites(const at::Tensor& x, bool records_graph, bool needed_again
 
 /// Calls the operator below autograd.
 template <typename Call>
-typename Call::Result below_autograd(const Call& call) {
+Call::Result below_autograd(const Call& call) {
   const at::AutoDispatchBelowAutograd below;
   return ops::call(call);
 }
@@ -361,7 +361,7 @@ Gradients backward(const ops::Backward& call) {
 }
 
 template <typename Call>
-typename Call::Result without_derivative(const Call& call) {
+Call::Result without_derivative(const Call& call) {
   TORCH_CHECK(!records(call.dy, {&call.weight}) && !needs_composite(call.dy, {&call.y, &call.weight}), Call::kName,
               " has no derivative; _backward has");
   return below_autograd(call);

@@ -43,10 +43,10 @@ struct FunctionOf;
 
 template <typename Call, typename... Fields>
 struct FunctionOf<Call, std::tuple<Fields...>> {
-  using Type = typename Call::Result(Argument<Fields>...);
+  using Type = Call::Result(Argument<Fields>...);
 
   template <auto kBody>
-  static typename Call::Result run(Argument<Fields>... arguments) {
+  static Call::Result run(Argument<Fields>... arguments) {
     return kBody(Call{arguments...});
   }
 };
@@ -81,7 +81,7 @@ void bump_version(const Other& /*not a tensor*/) {}
 
 /// Calls an operator through the dispatcher.
 template <typename Call>
-typename Call::Result call(const Call& with) {
+Call::Result call(const Call& with) {
   return std::apply([](auto&... fields) { return internal::handle<Call>().call(fields...); }, with.fields());
 }
 
@@ -103,7 +103,7 @@ To as(const From& from) {
 /// What the key ADInplaceOrView does: whoever saved a tensor that an operator changes must find out. Which ones it
 /// changes, the schema says.
 template <typename Call>
-typename Call::Result with_version_bumps(const Call& with) {
+Call::Result with_version_bumps(const Call& with) {
   static const std::vector<bool> changes = [] {
     std::vector<bool> found;
     for (const auto& argument : internal::handle<Call>().schema().arguments()) {

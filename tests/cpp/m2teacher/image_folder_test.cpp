@@ -53,7 +53,7 @@ TEST_F(ImageFolder, FirstFoldersAreLabels) {
   EXPECT_EQ(numbers(dataset.train->labels()), (std::vector<int64_t>{0, 0, 1}));
   EXPECT_EQ(numbers(dataset.test->labels()), (std::vector<int64_t>{0, 1}));
   EXPECT_EQ(dataset.train->shape(), (ImageShape{.channels = 3, .height = 32, .width = 32}));
-  EXPECT_EQ(dataset.pixels, kImageNetPixels);
+  EXPECT_EQ(dataset.pixels, imagenet_pixels());
   write("test/dog/1.png", image);
   EXPECT_EQ(load().test->size(), 1);
   write("test/fox/1.png", image);

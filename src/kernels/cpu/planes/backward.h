@@ -261,6 +261,7 @@ void planes_gradient_of_input(const BackwardArgs& args) {
   const BackwardArgs second = second_half(args);
   const int64_t channels = args.shape.channels;
   std::vector<GradientSums> sums;
+  sums.reserve(static_cast<size_t>(channels));
   for (int64_t c = 0; c < channels; ++c) {
     sums.push_back({args.sums[c], args.sums[channels + c]});
   }

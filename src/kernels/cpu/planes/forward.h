@@ -98,6 +98,7 @@ class PlanesStatistics {
   /// Takes `count` neighbouring channels, which have one segment.
   void of_channels(int64_t first, int64_t count) const {
     std::vector<RunSums<T>> sums;
+    sums.reserve(static_cast<size_t>(count));
     for (int64_t k = 0; k < count; ++k) {
       sums.push_back(segment(first + k, 0).sums());
     }
@@ -156,6 +157,7 @@ class PlanesNormalizer {
   /// Takes a segment of neighbouring channels.
   void run(int64_t first, int64_t count, int64_t segment) const {
     std::vector<PackCoefficients<T>> coefficients;
+    coefficients.reserve(static_cast<size_t>(count));
     for (int64_t k = 0; k < count; ++k) {
       coefficients.emplace_back(channels_.coefficients(first + k));
     }

@@ -67,6 +67,7 @@ class Scratch {
   explicit Scratch(int64_t size) : Scratch(Bytes{bytes_of(size)}) {}
   Scratch(int64_t size, const Apart& apart) : Scratch(Bytes{bytes_of(size) + Apart::kPage}) {
     const size_t offset = reinterpret_cast<uintptr_t>(values_) % Apart::kPage;
+    // NOLINTNEXTLINE(bugprone-sizeof-expression): bytes are divided into values
     values_ += (apart.offset_in_page() + Apart::kPage - offset) % Apart::kPage / sizeof(V);
   }
   ~Scratch() {
