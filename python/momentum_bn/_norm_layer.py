@@ -149,6 +149,8 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
         running_var: Tensor | None,
     ) -> Tensor:
         self._check_fits(x, residual)
+        if self.activation not in (None, "relu"):  # it may have been assigned
+            raise ValueError(f"activation must be None or 'relu' (got {self.activation!r})")
         if self.num_features == 0:  # torch.nn.functional.batch_norm fails without channels
             return x.clone()
         y = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, self.eps)

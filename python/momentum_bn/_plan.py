@@ -427,6 +427,9 @@ class _Code:
         return self._constant(value)
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
 def _fits(x: Any, residual: Any) -> bool:
     """Whether a layer's own pass may add ``residual`` to what it makes of ``x``."""
     return (
@@ -436,7 +439,14 @@ def _fits(x: Any, residual: Any) -> bool:
         and residual.dtype == x.dtype
         and residual.stride() == x.stride()
         and residual.device == x.device
+        and _is_laid_out_as_output(x)
     )
+
+
+def _is_laid_out_as_output(x: Tensor) -> bool:
+    """Whether a layer's output, which is contiguous in x's suggested format, has x's strides."""
+    channels_last = _CHANNELS_LAST.get(x.dim())
+    return x.is_contiguous() or (channels_last is not None and x.is_contiguous(memory_format=channels_last))
 
 
 def _normalize(layer: nn.Module, relu: bool, overwrite: bool, x: Any, residual: Any = None) -> Any:
@@ -445,4 +455,6 @@ def _normalize(layer: nn.Module, relu: bool, overwrite: bool, x: Any, residual: 
     if type(x) not in (Tensor, nn.Parameter):
         y = forward(layer, x) if residual is None else forward(layer, x, residual)
         return torch.relu(y) if relu else y
-    return forward(configured(layer, relu=relu, inplace=overwrite), x, residual)
+    # A view of other strides would hand them on to what comes after it.
+    inplace = overwrite and _is_laid_out_as_output(x)
+    return forward(configured(layer, relu=relu, inplace=inplace), x, residual)

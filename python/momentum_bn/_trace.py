@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -125,6 +125,8 @@ class Watch:
         root: torch.nn.Module,
         passed: list[torch.nn.Module],
         reads: dict[int, tuple[torch.nn.Module, dict[str, Any]]],
+        looked_into: list[torch.nn.Module],
+        class_reads: dict[tuple[type, str], Any],
     ) -> None:
         """Notes the present state.
 
@@ -132,6 +134,8 @@ class Watch:
             root: the traced network. It is not kept: whoever asks passes it again. Its own hooks do not matter.
             passed: modules that the graph passes by, or whose doings it foresees.
             reads: for each module the attributes that were read while its forward was traced.
+            looked_into: modules whose forward was traced, or whose parameters or buffers were asked for.
+            class_reads: the same of classes, methods among them.
         """
         self._passed = [module for module in passed if module is not root]
         self._classes = [type(module) for module in self._passed]
@@ -146,7 +150,15 @@ class Watch:
         self._root_children = dict(root._modules)
         self._children = [(vars(module), dict(module._modules)) for module in self._passed if module._modules]
         self._root_reads = reads.get(id(root), (root, {}))[1]
-        self._reads = [(vars(module), values) for key, (module, values) in reads.items() if key != id(root)]
+        self._reads = [
+            (vars(module), name, value)
+            for key, (module, values) in reads.items()
+            if key != id(root)
+            for name, value in values.items()
+        ]
+        self._root_tensors = _tensor_names(vars(root))
+        self._tensors = [(vars(module), _tensor_names(vars(module))) for module in looked_into if module is not root]
+        self._class_reads = [(cls, name, value) for (cls, name), value in class_reads.items()]
 
     def has_modules_of(self, root: torch.nn.Module) -> bool:
         """Whether ``root`` still consists of the same modules, whatever else has changed."""
@@ -166,8 +178,11 @@ class Watch:
                     any(_HOOKS(fields)) is hooked and fields.get("forward") is forward
                     for fields, hooked, forward in self._touched
                 )
-                and _has(vars(root), self._root_reads)
-                and all(_has(fields, values) for fields, values in self._reads)
+                and _have((vars(root), name, value) for name, value in self._root_reads.items())
+                and _have(self._reads)
+                and _tensor_names(vars(root)) == self._root_tensors
+                and all(_tensor_names(fields) == names for fields, names in self._tensors)
+                and all(_is_same(getattr(cls, name, _MISSING), value) for cls, name, value in self._class_reads)
             )
         except Exception:
             # Some value of the network cannot be compared (an array), so it counts as another one.
@@ -184,13 +199,27 @@ def _is_untouched(fields: dict[str, Any]) -> bool:
     )
 
 
-def _has(fields: dict[str, Any], values: dict[str, Any]) -> bool:
-    for name, value in values.items():
+def _have(reads: Iterable[tuple[dict[str, Any], str, Any]]) -> bool:
+    """Whether each module's dict still has this value under this name."""
+    for fields, name, value in reads:
         now = fields.get(name, _MISSING)
-        # True equals 1, but is not formatted as it.
-        if now is not value and not (type(now) is type(value) and now == value):
+        # Most values are what they were: a call for each would take as long as everything else.
+        if now is not value and not _is_same(now, value):
             return False
     return True
+
+
+def _is_same(now: Any, before: Any) -> bool:
+    # True equals 1, but is not formatted as it.
+    return now is before or (type(now) is type(before) and bool(now == before))
+
+
+def _tensor_names(fields: dict[str, Any]) -> list[tuple[str, bool]]:
+    """The names of a module's parameters and buffers, and which of them are None. A graph asks for the tensors anew."""
+    parameters, buffers = fields["_parameters"], fields["_buffers"]
+    if not parameters and not buffers:
+        return []
+    return [(name, tensor is None) for members in (parameters, buffers) for name, tensor in members.items()]
 
 
 class Trace(NamedTuple):
@@ -241,12 +270,15 @@ class _Recorder(fx.Tracer):
         self._thread = threading.get_ident()
         self._ambient: tuple[Any, ...] = ()
         self._reads: dict[int, tuple[torch.nn.Module, dict[str, Any]]] = {}
+        self._looked_into: dict[int, torch.nn.Module] = {}
+        self._class_reads: dict[tuple[type, str], Any] = {}
         self._called: list[torch.nn.Module] = []
         self._proxies: list[weakref.ref[fx.Proxy]] = []
 
     def record(self, call: Call) -> fx.Graph:
         self._call = call
         self._ambient = _ambient_and_contexts()
+        self._enter(self._network)
         with _OnlyRecorded(self), self._recording_reads(), _answering_isinstance():
             graph = self.trace(self._network)
         self._call = None  # type: ignore[assignment]
@@ -267,7 +299,12 @@ class _Recorder(fx.Tracer):
         for layer in filter(is_layer, self._called):
             configuration = {name: vars(layer)[name] for name in ("activation", "inplace")}
             self._reads.setdefault(id(layer), (layer, {}))[1].update(configuration)
-        return Watch(self._network, passed, self._reads)
+        return Watch(self._network, passed, self._reads, list(self._looked_into.values()), self._class_reads)
+
+    def _enter(self, module: torch.nn.Module) -> None:
+        """Notes that the forward of this module is traced."""
+        self._looked_into[id(module)] = module
+        self._class_reads[type(module), "forward"] = type(module).forward
 
     # What torch.fx asks of a tracer.
 
@@ -299,6 +336,7 @@ class _Recorder(fx.Tracer):
         if m is self._network or m not in self._names:
             raise Untraceable(f"it calls a {type(m).__name__} that is none of its submodules")
         if m in self._holders and not any(_HOOKS(vars(m))):
+            self._enter(m)
             return as_written(m, args, kwargs)
         self._called.append(m)
         return self.create_proxy("call_module", self._names[m], args, kwargs)
@@ -342,14 +380,11 @@ class _Recorder(fx.Tracer):
         members = {id(module) for module in self._modules.values()}
 
         def read(module: torch.nn.Module, name: str) -> Any:
-            if id(module) in members and name not in _OF_EVERY_MODULE and threading.get_ident() == self._thread:
-                fields = object.__getattribute__(module, "__dict__")
-                # What the class has, or nobody, the instance may have later. Parameters and modules are watched for.
-                if name in fields or not any(name in fields[kind] for kind in ("_parameters", "_buffers", "_modules")):
-                    value = fields.get(name, _MISSING)
-                    if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random"):
-                        raise Untraceable(f"it draws random numbers from {name}")
-                    self._reads.setdefault(id(module), (module, {}))[1].setdefault(name, _kept(value))
+            if id(module) in members and threading.get_ident() == self._thread:
+                if name in ("_parameters", "_buffers"):
+                    self._looked_into[id(module)] = module
+                elif name not in _OF_EVERY_MODULE:
+                    self._note_read(module, name)
             return object.__getattribute__(module, name)
 
         own = vars(torch.nn.Module).get("__getattribute__")
@@ -361,6 +396,22 @@ class _Recorder(fx.Tracer):
                 del torch.nn.Module.__getattribute__
             else:
                 torch.nn.Module.__getattribute__ = own  # type: ignore[method-assign]
+
+    def _note_read(self, module: torch.nn.Module, name: str) -> None:
+        fields = object.__getattribute__(module, "__dict__")
+        if name not in fields and name in fields["_modules"]:
+            return  # they are watched in any case
+        if name not in fields:
+            # A parameter or buffer. What only the class has, or nobody, may be one later.
+            self._looked_into[id(module)] = module
+            if name in fields["_parameters"] or name in fields["_buffers"]:
+                return
+            cls = type(module)
+            self._class_reads.setdefault((cls, name), getattr(cls, name, _MISSING))
+        value = fields.get(name, _MISSING)
+        if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random"):
+            raise Untraceable(f"it draws random numbers from {name}")
+        self._reads.setdefault(id(module), (module, {}))[1].setdefault(name, _kept(value))
 
 
 def as_written(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

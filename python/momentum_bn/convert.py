@@ -126,8 +126,8 @@ def convert_batchnorm(
         ``module``.
 
     Raises:
-        ValueError: an unknown word; an uninitialised ``LazyBatchNorm``; a parametrized layer, or one with a forward of
-            its own. Nothing was changed then.
+        ValueError: an unknown word; an option where there is no BatchNorm to convert; an uninitialised
+            ``LazyBatchNorm``; a parametrized layer, or one with a forward of its own. Nothing was changed then.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
@@ -137,6 +137,12 @@ def convert_batchnorm(
     options = Options(activation=activation, inplace=inplace, process_group=process_group)
     options.check(num_features=0, eps=1e-5)
     layers = list(_layers(module, lambda layer: isinstance(layer, _BatchNorm) and not isinstance(layer, NormLayer)))
+    given = {"activation": activation is not None, "inplace": inplace, "process_group": process_group is not None}
+    if any(given.values()) and not layers:
+        raise ValueError(
+            f"{', '.join(name for name in given if given[name])} would have no effect: {type(module).__name__} has no "
+            "BatchNorm to convert"
+        )
     for path, layer in layers:
         _check_convertible(path, layer, replace(options, momentum=layer.momentum))
     for _, layer in layers:

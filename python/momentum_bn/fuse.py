@@ -172,7 +172,7 @@ class FusedForward:
             if made.watch.same(module):
                 return made
         if self._traces >= _MOST_TRACES:
-            return _Made(Watch(module, [], {}), None, "it is another network at every call")
+            return _Made(Watch(module, [], {}, [], {}), None, "it is another network at every call")
         self._traces += 1
         traced = trace(module, call)
         made = _Made(

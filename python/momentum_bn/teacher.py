@@ -141,6 +141,11 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         if statistics == "own":
             convert_momentum_batchnorm(self.module, self._total_iters, **options)
         else:
+            if not _running_statistics(student):
+                raise ValueError(
+                    f'statistics="student" would have no effect: {type(student).__name__} has no BatchNorm with '
+                    "running statistics"
+                )
             _check_statistics_pair(_norms(self.module), _norms(student))
         self.module.requires_grad_(False)
         self.train()

@@ -298,3 +298,12 @@ def test_one_value_per_channel_in_the_function(shape):
 def test_rank_of_the_functions_input(rank, training):
     with pytest.raises(ValueError, match="2D"):
         momentum_batch_norm(torch.rand([3][:rank]), torch.zeros(3), torch.ones(3), training=training)
+
+
+@pytest.mark.parametrize("make", [momentum_bn.BatchNorm2d, momentum_bn.MomentumBatchNorm2d])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_assigned_activation_is_checked(make: Any, training: bool) -> None:
+    layer = make(4).train(training)
+    layer.activation = "gelu"
+    with pytest.raises(ValueError, match=r"activation must be None or 'relu' \(got 'gelu'\)"):
+        layer(torch.randn(2, 4, 3, 3))

@@ -1135,3 +1135,89 @@ def test_the_largest_parts_that_can_be_traced() -> None:
     fuse_parts(fused)
     assert fused_layers(fused) == {f"net.{name}": word for name, word in fused_layers(fuse(resnet())).items()}
     assert_nobody_can_tell(written, fused, images())
+
+
+class AsksForWhatItHas(nn.Module):
+    """Decides by which parameters, buffers and attributes there are, of its own and of its class."""
+
+    doubles = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = momentum_bn.BatchNorm2d(4)
+        self.register_buffer("mask", None)
+        self.scale = nn.Parameter(torch.full((4, 4), 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).relu()
+        if self.mask is not None:
+            y = y * self.mask
+        if self.scale is not None:
+            y = y * self.scale
+        if hasattr(self, "extra"):
+            y = y + self.extra
+        for _, parameter in self.named_parameters(recurse=False):
+            y = y + parameter
+        return y * 2 if self.doubles else y
+
+
+def _set(name: str, value: Any) -> Callable[[nn.Module], None]:
+    return lambda net: setattr(net, name, value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("mask", torch.zeros(4, 4)),
+        _set("scale", None),
+        lambda net: net.register_buffer("extra", torch.ones(4, 4)),
+        lambda net: net.register_parameter("more", nn.Parameter(torch.ones(4, 4))),
+        lambda net: setattr(type(net), "doubles", True),
+        lambda net: setattr(type(net), "forward", lambda self, x: self.norm(self.conv(x)) * 3),
+    ],
+    ids=[
+        "buffer that was None",
+        "parameter becomes None",
+        "new buffer",
+        "new parameter",
+        "class",
+        "forward of the class",
+    ],
+)
+def test_what_a_module_or_its_class_has_is_noticed(change: Callable[[nn.Module], None]) -> None:
+    kind = type("AsksForWhatItHas", (AsksForWhatItHas,), {"forward": AsksForWhatItHas.forward})
+    written = kind()
+    fused = momentum_bn.fuse(copy.deepcopy(written))
+    x = torch.randn(2, 3, 6, 6)
+    before = written(x)
+    torch.testing.assert_close(fused(x), before)
+    for net in (written, fused):
+        change(net)
+    after = written(x)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(fused(x), after)
+
+
+class OfViews(nn.Module):
+    """Normalises views of other strides; what comes out has the strides of a fresh output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm, self.other = momentum_bn.BatchNorm2d(4), momentum_bn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, z = self.conv(x).transpose(2, 3), self.conv(x + 1).transpose(2, 3)
+        return self.norm(y), F.relu(z.clone() + self.other(z))
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_strides_of_views_are_those_of_the_written_forward(with_grad: bool) -> None:
+    written = OfViews()
+    fused = momentum_bn.fuse(copy.deepcopy(written))
+    x = torch.randn(2, 3, 5, 5)
+    with torch.set_grad_enabled(with_grad):
+        for ours, theirs in zip(fused(x), written(x), strict=True):
+            assert ours.stride() == theirs.stride()
+            torch.testing.assert_close(ours, theirs)

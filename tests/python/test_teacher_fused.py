@@ -226,3 +226,9 @@ def test_a_student_of_momentum_batchnorms() -> None:
     assert teacher.fused == {"1": "relu", "5": "in place"}
     teacher(images())
     assert_same(snapshot(teacher), before)
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm1d(2, track_running_stats=False)])
+def test_a_student_without_running_statistics_is_refused(norm: nn.Module) -> None:
+    with pytest.raises(ValueError, match='statistics="student" would have no effect: Sequential has no BatchNorm with'):
+        MomentumTeacher(nn.Sequential(nn.Linear(2, 2), norm), 10, statistics="student")
