@@ -18,6 +18,7 @@ std::string text_of(const std::optional<Stem>& stem) { return stem ? to_string(*
 std::string text_of(const TeacherNorm& norm) { return to_string(norm); }
 std::string text_of(const StudentNorm& norm) { return to_string(norm); }
 std::string text_of(const Precision& precision) { return to_string(precision); }
+std::string text_of(const Optimiser& optimiser) { return to_string(optimiser); }
 std::optional<Stem> parse_known_stem(const std::string& word) { return parse_stem(word); }
 
 void add_model_flags(Flags& flags, BranchOptions& model) {
@@ -79,7 +80,13 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
   flags.number("--learning-rate", recipe.learning_rate, {0, 1000},
                "Peak of the learning rate, which then falls by a cosine (published code)",
                "--base-learning-rate * --batch-size / 256");
-  flags.number("--sgd-momentum", recipe.sgd_momentum, kShare, "Momentum of SGD (paper)");
+  flags.word("--optimizer", "sgd|lars", recipe.optimiser, parse_optimiser, text_of,
+             "SGD with momentum (paper), or LARS, which scales the step of each weight that decays to its norm, for "
+             "large batches (arXiv 1708.03888, as BYOL)");
+  flags.number("--lars-trust-coefficient", recipe.lars_trust_coefficient, {1e-9, 1},
+               "Norm of a weight's step in LARS as a share of the weight's, before learning rate and momentum (BYOL)",
+               "0.001 with --optimizer lars");
+  flags.number("--sgd-momentum", recipe.sgd_momentum, kShare, "Momentum of SGD and LARS (paper)");
   flags.number("--weight-decay", recipe.weight_decay, kShare,
                "Of all weights but biases and BatchNorm's (published code, but for leaving these out, as BYOL does)");
   flags.number("--param-momentum", recipe.param_momentum, kShare,

@@ -14,10 +14,12 @@ constexpr Words<TeacherNorm, 3> kTeacherNorms = {
     {{TeacherNorm::Momentum, "momentum"}, {TeacherNorm::Batch, "batch"}, {TeacherNorm::Eman, "eman"}}};
 constexpr Words<StudentNorm, 2> kStudentNorms = {{{StudentNorm::Fused, "fused"}, {StudentNorm::Torch, "torch"}}};
 constexpr Words<Precision, 2> kPrecisions = {{{Precision::Float32, "fp32"}, {Precision::BFloat16, "bf16"}}};
+constexpr Words<Optimiser, 2> kOptimisers = {{{Optimiser::Sgd, "sgd"}, {Optimiser::Lars, "lars"}}};
 
 constexpr int64_t kSmallSide = 64;
 constexpr double kLearningRateBatch = 256;
-constexpr int64_t kLargestWarmupShare = 10;  // the paper's: 10 of 100 epochs
+constexpr double kLarsTrustCoefficient = 1e-3;  // BYOL's
+constexpr int64_t kLargestWarmupShare = 10;     // the paper's: 10 of 100 epochs
 
 std::string text(double value) {
   std::ostringstream stream;
@@ -46,6 +48,8 @@ void check(const PretrainOptions& options, int64_t images) {
   require(!options.model.encoder.widths.empty(), "--widths", "none", "one or more");
   require(!options.synchronise_statistics || options.bn == TeacherNorm::Momentum, "--synchronise-statistics",
           "--bn " + to_string(options.bn), "--bn momentum");
+  require(!options.lars_trust_coefficient || options.optimiser == Optimiser::Lars, "--lars-trust-coefficient",
+          "--optimizer " + to_string(options.optimiser), "--optimizer lars");
   require_order("--min-area", options.augment.min_area, "--max-area", options.augment.max_area);
   require_order("--min-blur-sigma", options.augment.min_blur_sigma, "--max-blur-sigma", options.augment.max_blur_sigma);
 }
@@ -55,9 +59,11 @@ void check(const PretrainOptions& options, int64_t images) {
 std::string to_string(TeacherNorm norm) { return word_of(kTeacherNorms, norm); }
 std::string to_string(StudentNorm norm) { return word_of(kStudentNorms, norm); }
 std::string to_string(Precision precision) { return word_of(kPrecisions, precision); }
+std::string to_string(Optimiser optimiser) { return word_of(kOptimisers, optimiser); }
 TeacherNorm parse_teacher_norm(const std::string& word) { return parse_word("--bn", kTeacherNorms, word); }
 StudentNorm parse_student_norm(const std::string& word) { return parse_word("--student-bn", kStudentNorms, word); }
 Precision parse_precision(const std::string& word) { return parse_word("--precision", kPrecisions, word); }
+Optimiser parse_optimiser(const std::string& word) { return parse_word("--optimizer", kOptimisers, word); }
 
 PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShape& shape) {
   check(options, images);
@@ -79,6 +85,9 @@ PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShap
           "at most the " + std::to_string(*options.steps) + " steps");
   if (!options.learning_rate) {
     options.learning_rate = options.base_learning_rate * static_cast<double>(options.batch_size) / kLearningRateBatch;
+  }
+  if (options.optimiser == Optimiser::Lars && !options.lars_trust_coefficient) {
+    options.lars_trust_coefficient = kLarsTrustCoefficient;
   }
   return options;
 }

@@ -29,13 +29,21 @@ enum class Precision {
   BFloat16,  ///< "bf16": convolutions and linear layers in bfloat16, by torch's autocast
 };
 
+/// How gradients move the student's parameters.
+enum class Optimiser {
+  Sgd,   ///< "sgd": with momentum
+  Lars,  ///< "lars": with momentum and a step of each weight in proportion to its norm (arXiv 1708.03888)
+};
+
 /// The word for it. `parse_*` throw UserError for an unknown one.
 std::string to_string(TeacherNorm norm);
 std::string to_string(StudentNorm norm);
 std::string to_string(Precision precision);
+std::string to_string(Optimiser optimiser);
 TeacherNorm parse_teacher_norm(const std::string& word);
 StudentNorm parse_student_norm(const std::string& word);
 Precision parse_precision(const std::string& word);
+Optimiser parse_optimiser(const std::string& word);
 
 /// The recipe. Defaults are those of the paper (arXiv 2101.07525, section 4.1) as its published code has them
 /// (github.com/zengarden/momentum2-teacher, exps/arxiv), the learning rate scaled to the batch.
@@ -52,6 +60,8 @@ struct PretrainOptions {
   std::optional<int64_t> warmup_steps;  ///< unset: `warmup_epochs`, but no more than a tenth of the steps
   double base_learning_rate = 0.05;     ///< for a batch of 256 images; scales with the batch
   std::optional<double> learning_rate;  ///< peak of the cosine; unset: base_learning_rate * batch_size / 256
+  Optimiser optimiser = Optimiser::Sgd;
+  std::optional<double> lars_trust_coefficient;  ///< unset: 0.001 with LARS, which alone has one
   double sgd_momentum = 0.9;
   double weight_decay = 1e-4;  ///< of all weights; biases and BatchNorm's parameters do not decay
   /// With several processes: whether the teacher's normalisation takes the statistics of the whole batch; otherwise

@@ -91,7 +91,7 @@ Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const 
                       in_view_order(teacher_norm ? teacher_norm : own_teacher_norm())),
                *options_.steps, options_.param_momentum),
       gradients_(ranks.alone() ? nullptr : std::make_unique<GradientSum>(*student_, ranks, /*passes=*/2)),
-      optimiser_(*student_, options_.sgd_momentum, options_.weight_decay) {}
+      optimiser_(*student_, options_.sgd_momentum, options_.weight_decay, options_.lars_trust_coefficient) {}
 
 NormFactory Pretrainer::student_norm() const {
   return options_.student_bn == StudentNorm::Torch ? batch_norm() : fused_batch_norm();

@@ -1,12 +1,28 @@
 #include "training/sgd.h"
 
 #include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros_like.h>
 
 namespace m2teacher {
+namespace {
 
-Sgd::Sgd(const torch::nn::Module& module, double momentum, double weight_decay) : momentum_(momentum) {
+double norm_of(const at::Tensor& values) { return at::linalg_vector_norm(values).item<double>(); }
+
+/// The gradient with its decay, scaled to the parameter's norm times the coefficient; as it is where either norm is 0.
+at::Tensor trusted(const at::Tensor& gradient, const at::Tensor& parameter, double weight_decay, double coefficient) {
+  at::Tensor decayed = gradient.add(parameter, weight_decay);
+  const double parameter_norm = norm_of(parameter);
+  const double gradient_norm = norm_of(decayed);
+  return parameter_norm > 0 && gradient_norm > 0 ? decayed.mul_(coefficient * parameter_norm / gradient_norm) : decayed;
+}
+
+}  // namespace
+
+Sgd::Sgd(const torch::nn::Module& module, double momentum, double weight_decay, std::optional<double> trust_coefficient)
+    : momentum_(momentum) {
   decayed_.weight_decay = weight_decay;
+  decayed_.trust_coefficient = trust_coefficient;
   for (const auto& item : module.named_parameters()) {
     const at::Tensor& parameter = item.value();
     Group& group = parameter.dim() > 1 ? decayed_ : undecayed_;
@@ -44,13 +60,17 @@ void Sgd::step(double learning_rate, int64_t part, int64_t parts) {
       at::Tensor& parameter = group->parameters[i];
       parameters.push_back(parameter.detach());
       // The kernel walks raw memory, so both need the same strides.
-      gradients.push_back(parameter.grad().contiguous(parameter.suggest_memory_format()));
+      const at::Tensor gradient = parameter.grad().contiguous(parameter.suggest_memory_format());
+      gradients.push_back(group->trust_coefficient
+                              ? trusted(gradient, parameters.back(), group->weight_decay, *group->trust_coefficient)
+                              : gradient);
       velocities.push_back(group->velocities[i]);
       parameter.mutable_grad().reset();
     }
     if (!parameters.empty()) {
-      at::_fused_sgd_(parameters, gradients, velocities, group->weight_decay, momentum_, learning_rate,
-                      /*dampening=*/0, /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
+      // LARS has added the decay before it scaled the gradients.
+      at::_fused_sgd_(parameters, gradients, velocities, group->trust_coefficient ? 0 : group->weight_decay, momentum_,
+                      learning_rate, /*dampening=*/0, /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <torch/nn/module.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,9 +13,14 @@ namespace m2teacher {
 
 /// Stochastic gradient descent with momentum, all parameters in one fused call.
 /// Weight decay leaves biases and normalisation alone, that is every parameter of one dimension.
+///
+/// With a trust coefficient it is LARS (arXiv 1708.03888), as BYOL has it (arXiv 2006.07733, appendix J): the gradient
+/// of each parameter that decays, decay included, is scaled to the parameter's norm times the coefficient.
 class Sgd {
  public:
-  Sgd(const torch::nn::Module& module, double momentum, double weight_decay);
+  /// @param trust_coefficient  unset: plain SGD
+  Sgd(const torch::nn::Module& module, double momentum, double weight_decay,
+      std::optional<double> trust_coefficient = std::nullopt);
 
   /// Takes a step along the gradients and drops them.
   void step(double learning_rate) { step(learning_rate, 0, 1); }
@@ -30,6 +36,7 @@ class Sgd {
     std::vector<at::Tensor> parameters;
     std::vector<at::Tensor> velocities;
     double weight_decay = 0;
+    std::optional<double> trust_coefficient;
   };
 
   /// Entries of the group whose values lie in that part of all its values.

@@ -120,6 +120,8 @@ const Options kRecipe =
         {"--warmup-steps", kNotNatural},
         {"--base-learning-rate", outside("0 to 1000", {"-1", "nan", "1001"})},
         {"--learning-rate", outside("0 to 1000", {"-1", "nan", "1001", "1e400"})},
+        {"--optimizer", unknown_word("sgd, lars")},
+        {"--lars-trust-coefficient", outside("1e-09 to 1", {"0", "1.1"})},
         {"--sgd-momentum", kNotShare},
         {"--weight-decay", kNotShare},
         {"--param-momentum", kNotShare},

@@ -25,6 +25,7 @@ TEST(Options, WordsAndBack) {
   EXPECT_EQ(to_string(parse_teacher_norm("batch")), "batch");
   EXPECT_EQ(to_string(parse_student_norm("torch")), "torch");
   EXPECT_EQ(to_string(parse_precision("bf16")), "bf16");
+  EXPECT_EQ(to_string(parse_optimiser("lars")), "lars");
   expect_user_error([] { parse_precision("fp16"); }, "--precision: got 'fp16', expected one of fp32, bf16");
 }
 
@@ -70,6 +71,16 @@ TEST(Resolve, ShortRunsWarmUpForATenthAndSmallImagesHaveTheSmallStem) {
   EXPECT_EQ(resolved.model.encoder.stem, Stem::Small);
 }
 
+TEST(Resolve, LarsAloneHasATrustCoefficient) {
+  PretrainOptions options;
+  options.batch_size = 10;
+  EXPECT_EQ(resolve(options, 100, kMnist).lars_trust_coefficient, std::nullopt);
+  options.optimiser = Optimiser::Lars;
+  const PretrainOptions resolved = resolve(options, 100, kMnist);
+  EXPECT_EQ(resolved.lars_trust_coefficient, 1e-3);
+  EXPECT_EQ(resolve(resolved, 100, kMnist).lars_trust_coefficient, 1e-3);
+}
+
 TEST(Resolve, RefusesWhatDoesNotFit) {
   const auto refuse = [](const std::string& part, const auto& change) {
     PretrainOptions options;
@@ -91,6 +102,8 @@ TEST(Resolve, RefusesWhatDoesNotFit) {
     o.augment.max_area = 0.4;
   });
   refuse("--min-blur-sigma: got 3, expected at most --max-blur-sigma (2)", [](O& o) { o.augment.min_blur_sigma = 3; });
+  refuse("--lars-trust-coefficient: got --optimizer sgd, expected --optimizer lars",
+         [](O& o) { o.lars_trust_coefficient = 0.001; });
   refuse("--widths: got none", [](O& o) { o.model.encoder.widths = {}; });
 }
 

@@ -118,8 +118,7 @@ TEST(Pretrainer, TeacherIsTheAverageOfTheStudent) {
   }
 }
 
-TEST(Pretrainer, GoesOnBitForBitFromItsState) {
-  const PretrainOptions options = small_recipe(6);
+void expect_to_go_on_bit_for_bit(const PretrainOptions& options) {
   Pretrainer whole(options, bar_data(100));
   std::map<std::string, at::Tensor> saved;
   std::vector<double> expected;
@@ -145,6 +144,20 @@ TEST(Pretrainer, GoesOnBitForBitFromItsState) {
   for (const auto& [name, tensor] : resumed.state()) {
     EXPECT_TRUE(at::equal(tensor, state.at(name))) << name;
   }
+}
+
+TEST(Pretrainer, GoesOnBitForBitFromItsState) {
+  PretrainOptions options = small_recipe(6);
+  expect_to_go_on_bit_for_bit(options);
+  options.optimiser = Optimiser::Lars;
+  expect_to_go_on_bit_for_bit(options);
+}
+
+TEST(Pretrainer, LarsTakesOtherSteps) {
+  PretrainOptions options = small_recipe(4);
+  const std::vector<double> by_sgd = losses(options);
+  options.optimiser = Optimiser::Lars;
+  EXPECT_NE(losses(options), by_sgd);
 }
 
 TEST(Pretrainer, RefusesAStateThatDoesNotFitAndChangesNothing) {

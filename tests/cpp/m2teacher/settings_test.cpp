@@ -51,6 +51,8 @@ RunSettings unusual() {
   settings.recipe.warmup_steps = 0;
   settings.recipe.base_learning_rate = 0.07;
   settings.recipe.learning_rate = 2.0 / 3;
+  settings.recipe.optimiser = Optimiser::Lars;
+  settings.recipe.lars_trust_coefficient = 0.002;
   settings.recipe.sgd_momentum = 0.8;
   settings.recipe.weight_decay = 1e-6;
   settings.recipe.param_momentum = 0.999;

@@ -149,6 +149,24 @@ def test_damaged_checkpoints_are_skipped_and_named(m2teacher: Run, train: Callab
     assert "skipped: " in info.stderr
 
 
+def test_a_run_with_lars_goes_on(m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(train(checkpoint_every=10, optimizer="lars"), whole)
+    assert 'optimizer = "lars"\nlars-trust-coefficient = 0.001\n' in (whole / "config.toml").read_text()
+    run = tmp_path / "run"
+    checkpoint_of(run).unlink()
+    result = m2teacher("pretrain", "--resume", run)
+    assert result.returncode == 0, result.stderr
+    assert "resumed after step 20" in result.stderr
+    assert_same_end(run, whole, steps=30)
+
+
+def test_a_trust_coefficient_without_lars_is_refused(m2teacher: Run, data: Path, tmp_path: Path) -> None:
+    result = m2teacher(*pretrain_arguments(data, tmp_path / "run", lars_trust_coefficient=0.01))
+    assert result.returncode == 1
+    assert "--lars-trust-coefficient: got --optimizer sgd, expected --optimizer lars" in result.stderr
+
+
 def test_a_run_of_damaged_checkpoints_is_left_alone(m2teacher: Run, finished: Path) -> None:
     run = finished
     checkpoint_of(run).write_bytes(checkpoint_of(run).read_bytes()[:-1])
