@@ -408,9 +408,14 @@ def test_quantization_fusion():
     assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("net", [nn.Linear(2, 2), momentum_bn.BatchNorm1d(2), nn.Sequential(momentum_bn.BatchNorm1d(2))])
+@pytest.mark.parametrize(
+    "net", [nn.Linear(2, 2), momentum_bn.BatchNorm1d(2), nn.Sequential(momentum_bn.BatchNorm1d(2))]
+)
 def test_options_without_a_batchnorm_to_convert_are_refused(net: nn.Module) -> None:
     name = type(net).__name__
-    with unchanged(net), pytest.raises(ValueError, match=f"activation, inplace would have no effect: {name} has no Batch"):
+    with (
+        unchanged(net),
+        pytest.raises(ValueError, match=f"activation, inplace would have no effect: {name} has no Batch"),
+    ):
         convert_batchnorm(net, activation="relu", inplace=True)
     assert convert_batchnorm(net) is net

@@ -302,7 +302,7 @@ def test_rank_of_the_functions_input(rank, training):
 
 @pytest.mark.parametrize("make", [momentum_bn.BatchNorm2d, momentum_bn.MomentumBatchNorm2d])
 @pytest.mark.parametrize("training", [True, False])
-def test_an_assigned_activation_is_checked(make: Any, training: bool) -> None:
+def test_an_assigned_activation_is_checked(make: type[momentum_bn.BatchNorm], training: bool) -> None:
     layer = make(4).train(training)
     layer.activation = "gelu"
     with pytest.raises(ValueError, match=r"activation must be None or 'relu' \(got 'gelu'\)"):
