@@ -15,7 +15,7 @@ namespace m2teacher {
 
 /// A loader's options as the prefetcher takes them.
 template <typename Batch>
-typename Prefetcher<Batch>::Options prefetch_options(const LoaderOptions& options) {
+Prefetcher<Batch>::Options prefetch_options(const LoaderOptions& options) {
   const int processors = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   return {.threads = options.threads > 0 ? options.threads : processors,
           .batches_ahead = std::max<int64_t>(1, options.batches_ahead),

@@ -58,6 +58,7 @@ class CropReader {
 
   void fill(CropBatch& batch, int64_t step, int64_t item) const {
     std::vector<uint8_t*> into;
+    into.reserve(batch.batch.views.size());
     for (const at::Tensor& view : batch.batch.views) {
       into.push_back(view.mutable_data_ptr<uint8_t>() + item * view.stride(0));
     }

@@ -18,6 +18,7 @@ struct TrainingData {
 };
 
 /// A batch, or this process's share of it, as it was read.
+// NOLINTNEXTLINE(clang-analyzer-core.uninitialized.Assign): it is initialised
 struct TrainingBatch {
   /// For each view (B, C, H, W), uint8: the same whole images, or the view's own crops where `cropped`.
   std::array<at::Tensor, 2> views;
