@@ -95,7 +95,9 @@ def test_against_autograd_through_the_oracle(shape, activation, with_residual, o
 
 
 @pytest.mark.parametrize(
-    "frozen", [{"weight"}, {"bias"}, {"weight", "bias"}, {"x"}, {"x", "weight"}, {"x", "bias"}], ids=str
+    "frozen",
+    [{"weight"}, {"bias"}, {"weight", "bias"}, {"x"}, {"x", "weight"}, {"x", "bias"}],
+    ids=lambda names: ",".join(sorted(names)),
 )
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_frozen_parameters_and_input(frozen, activation):

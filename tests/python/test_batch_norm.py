@@ -385,7 +385,11 @@ def test_first_and_second_order_beside_plain_operations(kind, shape, activation,
     assert_close(gradients(pure(layer)), expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("frozen", [{"weight"}, {"bias"}, {"weight", "bias"}, {"x"}, {"x", "weight"}], ids=str)
+@pytest.mark.parametrize(
+    "frozen",
+    [{"weight"}, {"bias"}, {"weight", "bias"}, {"x"}, {"x", "weight"}],
+    ids=lambda names: ",".join(sorted(names)),
+)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_frozen_parameters_and_input(frozen, activation):
     shape = (3, 4, 2, 5)
