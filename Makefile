@@ -182,8 +182,10 @@ $(LIBRARY) $(TRAINER) $(TRAINER_LIBRARY) &: build/build.ninja FORCE
 	@echo "-- installing the Python package into .venv"
 	@MOMENTUM_BN_TRAINER=1 $(PIP_INSTALL) --no-build-isolation -C build-dir=build \
 	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -e '.[bench,demo,test]'
-	@# Without torchvision, which pip would take for another torch: the models need nothing of it.
+	@# Without torchvision, which pip would take for another torch: the models need nothing of it. Where a torch of the
+	@# index is named, its torchvision is there, and the examples that need one are tested, too.
 	@$(PIP_INSTALL) --no-deps timm==1.0.31
+	@$(if $(TORCH),$(PIP_INSTALL) '$(TORCH)' torchvision lightly)
 	@touch $@
 
 .venv/.lint: pyproject.toml .venv/.torch
