@@ -1059,7 +1059,7 @@ def _autocast(net: Any, x: Tensor) -> Tensor:
         (lambda net, x: checkpoint(net.bn, x, use_reentrant=True), "arguments|control flow"),
         (lambda net, x: net.bn(x) * random.random(), "random numbers"),
         (lambda net, x: net.bn(x) * net.generator.random(), "draws random numbers from generator"),
-        (lambda net, x: Negated.apply(net.bn(x)), "arguments"),
+        (lambda net, x: Negated.apply(net.bn(x)), "arguments|context of their own"),
         (lambda net, x: net.bn(x) * torch.rand(()), "nothing that comes from its inputs"),
         (lambda net, x: net.bn(x).to(next(net.parameters()).dtype), "nothing that comes from its inputs"),
         (lambda net, x: net.bn(x) + KEPT_TENSOR, "neither an input nor a parameter"),
