@@ -63,7 +63,7 @@ SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all
 GPU_PYTEST = "$(PYTHON)" -m pytest --device cuda $(GPU_TESTS)
 
 .PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize bench gpu bench-gpu sanitize-gpu \
-  gpu-library lint lint-quick clean build-tests system-packages same-torch FORCE
+  gpu-library lint lint-quick clean build-tests quick-tests system-packages same-torch FORCE
 
 help: ## list these commands, with how long each takes on two processors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -80,15 +80,11 @@ report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo; 10 
 study: setup ## momentum, plain BatchNorm and EMAN in the teacher, 18 trainings into runs/study (some 60 minutes)
 	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study $(ARGS)
 
-test: build-tests ## run the tests, C++ and Python, but for the sweeps (15 minutes in a fresh clone)
-	@$(CTEST)
-	@$(PYTEST) $(QUICK_TESTS)
+test: quick-tests ## run the tests, C++ and Python, but for the sweeps (15 minutes in a fresh clone)
 	@echo "-- $(MINUTES). Left to make test-all: C++ tests under sanitizers; $$(grep -rhoP --include='*.py' \
 	  'mark\.sweep\("\K[^"]+' tests | sort -u | paste -sd ';' | sed 's/;/; /g')"
 
-test-all: build-tests ## run everything: the tests, the sweeps, the C++ tests under sanitizers (60 minutes)
-	@$(CTEST)
-	@$(PYTEST) $(QUICK_TESTS)
+test-all: quick-tests ## run everything: the tests, the sweeps, the C++ tests under sanitizers (60 minutes)
 	@$(PYTEST) -m sweep
 	@$(MAKE) --no-print-directory sanitize
 	@echo "-- everything passed, in $(MINUTES)"
@@ -164,6 +160,10 @@ same-torch:
 build-tests: setup
 	@echo "-- building the tests"
 	@$(BUILD) $(BUILD_QUIETLY)
+
+quick-tests: build-tests
+	@$(CTEST)
+	@$(PYTEST) $(QUICK_TESTS)
 
 build/build.ninja: CMakePresets.json .venv/.torch
 	@echo "-- configuring build/"

@@ -399,9 +399,9 @@ class _Recorder(fx.Tracer):
 
     def _note_read(self, module: torch.nn.Module, name: str) -> None:
         fields = object.__getattribute__(module, "__dict__")
-        if name not in fields and name in fields["_modules"]:
-            return  # they are watched in any case
         if name not in fields:
+            if name in fields["_modules"]:
+                return  # they are watched in any case
             # A parameter or buffer. What only the class has, or nobody, may be one later.
             self._looked_into[id(module)] = module
             if name in fields["_parameters"] or name in fields["_buffers"]:

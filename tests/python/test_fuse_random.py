@@ -75,8 +75,7 @@ def _compare_calls(
         return False
     assert ours.error is None, ours.error
     _assert_same(ours.output, theirs.output)
-    for call, again in ((ours, theirs),):
-        _assert_same(call.inputs, again.inputs)
+    _assert_same(ours.inputs, theirs.inputs)
     if with_grad and number % 7 != 0:
         error = theirs.backward()
         if error is not None:

@@ -43,13 +43,17 @@ double bn_momentum(const torch::nn::Module& teacher) {
   return 0;
 }
 
+void add_buffers(std::map<std::string, at::Tensor>& state, const std::string& prefix, const torch::nn::Module& module) {
+  for (const auto& item : module.named_buffers()) {
+    state.emplace(prefix + item.key(), item.value());
+  }
+}
+
 void add_module(std::map<std::string, at::Tensor>& state, const std::string& prefix, const torch::nn::Module& module) {
   for (const auto& item : module.named_parameters()) {
     state.emplace(prefix + item.key(), item.value().detach());
   }
-  for (const auto& item : module.named_buffers()) {
-    state.emplace(prefix + item.key(), item.value());
-  }
+  add_buffers(state, prefix, module);
 }
 
 /// Convolutions and linear layers in bfloat16 while it lives, in this thread.
@@ -222,13 +226,9 @@ std::map<std::string, at::Tensor> Pretrainer::own_state() const {
   if (ranks_.alone() || synchronised()) {
     return state;
   }
-  for (const auto& item : teacher_.model()->named_buffers()) {
-    state.emplace("teacher." + item.key(), item.value());
-  }
+  add_buffers(state, "teacher.", *teacher_.model());
   if (options_.bn == TeacherNorm::Eman) {
-    for (const auto& item : student_->named_buffers()) {
-      state.emplace("student." + item.key(), item.value());
-    }
+    add_buffers(state, "student.", *student_);
   }
   return state;
 }
