@@ -144,12 +144,12 @@ void save(Run& run) {
 
 /// Metrics of a step, and a look at the accuracy where one is due.
 void note(Run& run, const StepReport& report, double seconds) {
-  run.metrics->add(report, run.settings.recipe.batch_size, seconds);
+  run.metrics->add(report, run.settings.recipe.images_per_step(), seconds);
   const bool last = report.step == run.pretrainer.total_steps();
   const bool look = run.settings.eval_every > 0 && (report.step % run.settings.eval_every == 0 || last);
   if (look || report.step % kStepsPerRow == 0 || last) {
     run.folder->check_still_ours();
-    run.metrics->write_row(report.step * run.settings.recipe.batch_size,
+    run.metrics->write_row(report.step * run.settings.recipe.images_per_step(),
                            look ? quick_knn(run.pretrainer, run.dataset, run.settings.data.loader) : std::nullopt);
   }
 }
@@ -183,7 +183,7 @@ void train(Run& run, const StopSignal& stop) {
   const int64_t total = run.pretrainer.total_steps();
   std::optional<Progress> progress;
   if (run.ranks.first()) {
-    progress.emplace(std::cerr, stderr_is_terminal(), total, run.settings.recipe.batch_size);
+    progress.emplace(std::cerr, stderr_is_terminal(), total, run.settings.recipe.images_per_step());
   }
   bool stopping = run.ranks.alone() && stop.received();
   while (run.pretrainer.steps_done() < total && !stopping) {

@@ -18,14 +18,14 @@ BatchSampler::BatchSampler(int64_t dataset_size, int64_t batch_size, uint64_t se
   }
 }
 
-at::Tensor BatchSampler::batch(int64_t step) {
-  const int64_t epoch = step / batches_per_epoch();
+at::Tensor BatchSampler::batch(int64_t number) {
+  const int64_t epoch = number / batches_per_epoch();
   if (epoch != epoch_) {
     at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(derived_seed(seed_, Purpose::Shuffle, epoch));
     permutation_ = at::randperm(dataset_size_, generator, at::kLong);
     epoch_ = epoch;
   }
-  return permutation_.narrow(0, step % batches_per_epoch() * batch_size_, batch_size_);
+  return permutation_.narrow(0, number % batches_per_epoch() * batch_size_, batch_size_);
 }
 
 }  // namespace m2teacher

@@ -10,7 +10,7 @@ namespace m2teacher {
 /// What random numbers are for: numbers for one purpose tell nothing of those for another.
 enum class Purpose : uint64_t { Shuffle = 1, Crop = 2, Colour = 3, Evaluation = 4 };
 
-/// A seed that is a function of the run's seed, the purpose, and a number such as an epoch or a step
+/// A seed that is a function of the run's seed, the purpose, and a number such as that of an epoch or a batch
 /// (mixed as in SplitMix64, Steele, Lea and Flood 2014).
 inline uint64_t derived_seed(uint64_t seed, Purpose purpose, int64_t number) {
   uint64_t mixed = 0;
@@ -26,7 +26,7 @@ inline uint64_t derived_seed(uint64_t seed, Purpose purpose, int64_t number) {
 /// Which view of which image random numbers are for.
 struct ViewPlace {
   uint64_t seed;  ///< of the run
-  int64_t step;   ///< 0 for the first
+  int64_t batch;  ///< number of the batch, 0 for the first
   int64_t view;   ///< 0 or 1
   int64_t place;  ///< of the image in the whole batch, whichever process has it
 };
@@ -36,7 +36,7 @@ struct ViewPlace {
 class Random {
  public:
   Random(Purpose purpose, const ViewPlace& at)
-      : engine_(derived_seed(at.seed, purpose, at.step), static_cast<uint64_t>(2 * at.place + at.view)) {}
+      : engine_(derived_seed(at.seed, purpose, at.batch), static_cast<uint64_t>(2 * at.place + at.view)) {}
 
   /// In [0, 1).
   double uniform() { return engine_() * 0x1p-32; }

@@ -21,8 +21,8 @@ class MemoryBatches : public TrainingBatches {
   MemoryBatches(at::Tensor images, BatchSampler sampler, const BatchShare& share)
       : images_(std::move(images)), sampler_(std::move(sampler)), share_(share) {}
 
-  TrainingBatch batch(int64_t step) override {
-    const at::Tensor whole = images_.index_select(0, sampler_.batch(step).narrow(0, share_.first, share_.count));
+  TrainingBatch batch(int64_t number) override {
+    const at::Tensor whole = images_.index_select(0, sampler_.batch(number).narrow(0, share_.first, share_.count));
     return {.views = {whole, whole}, .cropped = false};
   }
 
@@ -45,7 +45,7 @@ class CropReader {
              const BatchShare& share, uint64_t seed)
       : source_(std::move(source)), augment_(augment), sampler_(sampler), share_(share), seed_(seed) {}
 
-  CropBatch make(int64_t step) {
+  CropBatch make(int64_t number) {
     const ImageShape shape = source_->shape();
     // The source writes pixel after pixel, which is channels last.
     const auto empty = [&] {
@@ -53,10 +53,10 @@ class CropReader {
                        at::TensorOptions(at::kByte).memory_format(at::MemoryFormat::ChannelsLast));
     };
     return {.batch = {.views = {empty(), empty()}, .cropped = true},
-            .index = sampler_.batch(step).narrow(0, share_.first, share_.count)};
+            .index = sampler_.batch(number).narrow(0, share_.first, share_.count)};
   }
 
-  void fill(CropBatch& batch, int64_t step, int64_t item) const {
+  void fill(CropBatch& batch, int64_t number, int64_t item) const {
     std::vector<uint8_t*> into;
     into.reserve(batch.batch.views.size());
     for (const at::Tensor& view : batch.batch.views) {
@@ -65,7 +65,7 @@ class CropReader {
     const auto choose = [&](int64_t height, int64_t width) {
       std::vector<CropBox> boxes;
       for (const int64_t view : {0, 1}) {
-        const ViewPlace place{.seed = seed_, .step = step, .view = view, .place = share_.first + item};
+        const ViewPlace place{.seed = seed_, .batch = number, .view = view, .place = share_.first + item};
         boxes.push_back(random_crop(augment_, height, width, Random(Purpose::Crop, place)));
       }
       return boxes;
@@ -90,23 +90,23 @@ class CropReader {
 
 class CropBatches : public TrainingBatches {
  public:
-  CropBatches(std::shared_ptr<CropReader> reader, const LoaderOptions& options, int64_t images, int64_t end_step)
-      : reader_(std::move(reader)), options_(options), images_(images), end_step_(end_step) {}
+  CropBatches(std::shared_ptr<CropReader> reader, const LoaderOptions& options, int64_t images, int64_t end)
+      : reader_(std::move(reader)), options_(options), images_(images), end_(end) {}
 
-  TrainingBatch batch(int64_t step) override {
-    if (!prefetcher_ || prefetcher_->position() != step) {
-      start_at(step);
+  TrainingBatch batch(int64_t number) override {
+    if (!prefetcher_ || prefetcher_->position() != number) {
+      start_at(number);
     }
     return next_from(*prefetcher_)->batch;
   }
 
  private:
-  void start_at(int64_t step) {
+  void start_at(int64_t first) {
     prefetcher_.reset();
     prefetcher_.emplace(
         prefetch_options<CropBatch>(options_),
-        Prefetcher<CropBatch>::Work{.first = step,
-                                    .end = std::max(end_step_, step + 1),
+        Prefetcher<CropBatch>::Work{.first = first,
+                                    .end = std::max(end_, first + 1),
                                     .items = [images = images_](int64_t) { return images; },
                                     .make = [reader = reader_](int64_t number) { return reader->make(number); },
                                     .fill = [reader = reader_](CropBatch& batch, int64_t number,
@@ -117,26 +117,26 @@ class CropBatches : public TrainingBatches {
   std::shared_ptr<CropReader> reader_;
   LoaderOptions options_;
   int64_t images_;  // of a batch
-  int64_t end_step_;
+  int64_t end_;
   std::optional<Prefetcher<CropBatch>> prefetcher_;
 };
 
 }  // namespace
 
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
-                                                       int64_t batch_size, uint64_t seed, int64_t end_step) {
-  return make_training_batches(data, augment, batch_size, {.first = 0, .count = batch_size}, seed, end_step);
+                                                       int64_t batch_size, uint64_t seed, int64_t end) {
+  return make_training_batches(data, augment, batch_size, {.first = 0, .count = batch_size}, seed, end);
 }
 
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
                                                        int64_t batch_size, const BatchShare& share, uint64_t seed,
-                                                       int64_t end_step) {
+                                                       int64_t end) {
   BatchSampler sampler(data.source->size(), batch_size, seed);
   if (const at::Tensor images = data.source->in_memory(); images.defined()) {
     return std::make_unique<MemoryBatches>(images, std::move(sampler), share);
   }
   auto reader = std::make_shared<CropReader>(data.source, augment, sampler, share, seed);
-  return std::make_unique<CropBatches>(std::move(reader), data.loader, share.count, end_step);
+  return std::make_unique<CropBatches>(std::move(reader), data.loader, share.count, end);
 }
 
 }  // namespace m2teacher

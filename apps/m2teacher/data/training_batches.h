@@ -25,26 +25,26 @@ struct TrainingBatch {
   bool cropped = false;
 };
 
-/// Gives the batch of any step: images in memory at once, others read by threads ahead of the steps that follow one
-/// another. An unreadable image is replaced by the next one of its source. Batches depend on the seed and the step
+/// Gives the batch of any number: images in memory at once, others read by threads ahead of those that follow one
+/// another. An unreadable image is replaced by the next one of its source. Batches depend on the seed and their number
 /// alone.
 class TrainingBatches {
  public:
   virtual ~TrainingBatches() = default;
 
-  /// @param step  0 for the first
+  /// @param number  0 for the first
   /// @throws UserError  an image cannot be read and the source is strict, too many cannot, or none comes in for too
   /// long
-  virtual TrainingBatch batch(int64_t step) = 0;
+  virtual TrainingBatch batch(int64_t number) = 0;
 };
 
-/// @param end_step  none is read ahead from here on
+/// @param end  number of the batch from which on none is read ahead
 /// @throws UserError  the batch is larger than the source
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
-                                                       int64_t batch_size, uint64_t seed, int64_t end_step);
+                                                       int64_t batch_size, uint64_t seed, int64_t end);
 /// @param share  of each batch
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
                                                        int64_t batch_size, const BatchShare& share, uint64_t seed,
-                                                       int64_t end_step);
+                                                       int64_t end);
 
 }  // namespace m2teacher

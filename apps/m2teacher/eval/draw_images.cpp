@@ -36,7 +36,7 @@ at::Tensor draw_images(const ImageSource& source, const at::Tensor& among, int64
   // Each image has a place: the k-th of a class of n is the (k + shift) / n-th part of the way through all, or the k-th
   // turn. The first places win.
   std::vector<std::tuple<double, int64_t, int64_t>> places;
-  Random random(Purpose::Evaluation, {.seed = seed, .step = 0, .view = 0, .place = 0});
+  Random random(Purpose::Evaluation, {.seed = seed, .batch = 0, .view = 0, .place = 0});
   for (const auto& [label, images] : members) {
     const double shift = spread == Spread::Proportional ? random.uniform() : 0;
     const double length = spread == Spread::Proportional ? static_cast<double>(images.size()) : 1;

@@ -49,17 +49,16 @@ class EvaluatedBatchNorm : public BatchNorm<Module> {
 template <typename Module>
 class FusedNorm : public Norm {
  public:
-  using Options = Module::Impl::Options;
-
-  FusedNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options,
-            const std::optional<std::string>& process_group)
-      : module_(parent.register_module(name, Module(layer_options(options).process_group(process_group)))) {}
+  /// @param complete  sets the options that not all layers have
+  template <typename Complete>
+  FusedNorm(torch::nn::Module& parent, const std::string& name, const NormOptions& options, const Complete& complete)
+      : module_(parent.register_module(name, Module(complete(layer_options(options))))) {}
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual) override { return module_(x, residual); }
 
  private:
-  static Options layer_options(const NormOptions& options) {
-    return Options(options.channels)
+  static auto layer_options(const NormOptions& options) {
+    return typename Module::Impl::Options(options.channels)
         .activation(options.relu ? momentum_bn::Activation::ReLU : momentum_bn::Activation::None)
         .inplace(true);
   }
@@ -89,11 +88,14 @@ NormFactory evaluated_batch_norm() {
 }
 
 NormFactory fused_batch_norm() {
-  return factory<FusedNorm, momentum_bn::BatchNorm1d, momentum_bn::BatchNorm2d>(std::optional<std::string>());
+  return factory<FusedNorm, momentum_bn::BatchNorm1d, momentum_bn::BatchNorm2d>(
+      [](const auto& options) { return options; });
 }
 
-NormFactory momentum_batch_norm(const std::optional<std::string>& process_group) {
-  return factory<FusedNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>(process_group);
+NormFactory momentum_batch_norm(const std::optional<std::string>& process_group, int64_t views_per_update) {
+  return factory<FusedNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>([=](auto options) {
+    return options.process_group(process_group).views_per_update(views_per_update);
+  });
 }
 
 }  // namespace m2teacher

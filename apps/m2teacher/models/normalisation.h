@@ -42,7 +42,9 @@ NormFactory fused_batch_norm();
 NormFactory evaluated_batch_norm();
 
 /// Momentum BatchNorm with fused residual and ReLU, in place: for the teacher.
-/// @param process_group  name of the c10d group whose statistics it takes; unset: this process's
-NormFactory momentum_batch_norm(const std::optional<std::string>& process_group = std::nullopt);
+/// @param process_group     name of the c10d group whose statistics it takes; unset: this process's
+/// @param views_per_update  forwards of a training step
+NormFactory momentum_batch_norm(const std::optional<std::string>& process_group = std::nullopt,
+                                int64_t views_per_update = 2);
 
 }  // namespace m2teacher

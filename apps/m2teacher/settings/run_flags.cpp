@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kWidestLayer = 1 << 16;
 constexpr int64_t kMostStages = 8;
+constexpr int64_t kMostBatches = 1 << 16;
 constexpr int64_t kLargestPool = 64;
 constexpr int64_t kSmallestSide = 8;
 constexpr int64_t kLargestSide = 4096;
@@ -68,18 +69,20 @@ void add_augmentation_flags(Flags& flags, AugmentOptions& augment) {
 void add_training_flags(Flags& flags, PretrainOptions& recipe) {
   flags.group("Training");
   flags.number("--batch-size", recipe.batch_size, {2},
-               "Images per step, of all processes together, each seen in two views (published code)");
+               "Images in a batch, of all processes together, each seen in two views (published code)");
+  flags.number("--accumulate", recipe.accumulate, {1, kMostBatches},
+               "Batches whose gradients make one step, for steps of more images than memory holds (ours)");
   flags.number("--epochs", recipe.epochs, {1e-6, 1e6}, "Passes over the images (paper)");
-  flags.number("--steps", recipe.steps, {1}, "Training steps (ours)", "--epochs times the batches in them");
+  flags.number("--steps", recipe.steps, {1}, "Training steps (ours)", "--epochs times the batches in them / --accumulate");
   flags.number("--warmup-epochs", recipe.warmup_epochs, {0, 1e6},
                "Passes over which the learning rate rises (published code)");
   flags.number("--warmup-steps", recipe.warmup_steps, {0}, "Steps over which the learning rate rises (ours)",
                "--warmup-epochs, at most a tenth of the steps");
   flags.number("--base-learning-rate", recipe.base_learning_rate, {0, 1000},
-               "Peak of the learning rate at a batch of 256 images; scales with the batch (published code)");
+               "Peak of the learning rate at 256 images a step; scales with them (published code)");
   flags.number("--learning-rate", recipe.learning_rate, {0, 1000},
                "Peak of the learning rate, which then falls by a cosine (published code)",
-               "--base-learning-rate * --batch-size / 256");
+               "--base-learning-rate * --batch-size * --accumulate / 256");
   flags.word("--optimizer", "sgd|lars", recipe.optimiser, parse_optimiser, text_of,
              "SGD with momentum (paper), or LARS, which scales the step of each weight that decays to its norm, for "
              "large batches (arXiv 1708.03888, as BYOL)");

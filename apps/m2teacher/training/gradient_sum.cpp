@@ -22,18 +22,26 @@ struct GradientSum::State {
     at::Tensor parameter;
     size_t bucket = 0;
     int64_t offset = 0;
-    int64_t passes_left = 0;
+    int64_t passes_left = 0;   // of the batch
+    int64_t batches_left = 0;  // with the one at hand
     at::Tensor place;  // in the bucket, as the parameter lies in memory
   };
 
-  State(const Ranks& chosen, int64_t passes_of_step) : ranks(chosen), passes(passes_of_step) {}
+  State(const Ranks& chosen, int64_t passes_of_batch, int64_t batches_of_step)
+      : ranks(chosen), passes(passes_of_batch), batches(batches_of_step) {}
 
   /// A parameter has got its gradient of one pass. For each of them by one thread at a time.
   void add(Entry& entry) {
     if (--entry.passes_left > 0) {
       return;
     }
-    entry.place.copy_(entry.parameter.grad());
+    entry.batches_left == batches ? entry.place.copy_(entry.parameter.grad())
+                                  : entry.place.add_(entry.parameter.grad());
+    if (--entry.batches_left > 0) {
+      entry.passes_left = passes;
+      entry.parameter.mutable_grad().reset();
+      return;
+    }
     const std::lock_guard lock(mutex);
     --buckets[entry.bucket].missing;
     // All ranks must send them in the same order.
@@ -42,18 +50,20 @@ struct GradientSum::State {
     }
   }
 
-  void expect_passes() {
+  void expect_step() {
     waits.clear();
     for (Bucket& bucket : buckets) {
       bucket.missing = bucket.entries;
     }
     for (Entry& entry : entries) {
       entry.passes_left = passes;
+      entry.batches_left = batches;
     }
   }
 
   Ranks ranks;
   int64_t passes;
+  int64_t batches;
   std::vector<Bucket> buckets;
   std::vector<Entry> entries;
   std::mutex mutex;
@@ -73,8 +83,9 @@ class CallAfterPass : public torch::autograd::PostAccumulateGradHook {
 
 }  // namespace
 
-GradientSum::GradientSum(const torch::nn::Module& module, const Ranks& ranks, int64_t passes, int64_t bucket_bytes)
-    : state_(std::make_shared<State>(ranks, passes)) {
+GradientSum::GradientSum(const torch::nn::Module& module, const Ranks& ranks, int64_t passes, int64_t batches,
+                         int64_t bucket_bytes)
+    : state_(std::make_shared<State>(ranks, passes, batches)) {
   const std::vector<at::Tensor> parameters = module.parameters();
   std::vector<int64_t> sizes;  // of the buckets, in values
   for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
@@ -84,7 +95,7 @@ GradientSum::GradientSum(const torch::nn::Module& module, const Ranks& ranks, in
       state_->buckets.emplace_back();
     }
     state_->entries.push_back(
-        {.parameter = *parameter, .bucket = sizes.size() - 1, .offset = sizes.back(), .passes_left = 0, .place = {}});
+        {.parameter = *parameter, .bucket = sizes.size() - 1, .offset = sizes.back(), .place = {}});
     ++state_->buckets.back().entries;
     sizes.back() += parameter->numel();
   }
@@ -97,7 +108,7 @@ GradientSum::GradientSum(const torch::nn::Module& module, const Ranks& ranks, in
     torch::autograd::impl::set_post_acc_grad_hooks(
         entry.parameter, std::make_unique<CallAfterPass>([state = state_, &entry] { state->add(entry); }));
   }
-  state_->expect_passes();
+  state_->expect_step();
 }
 
 GradientSum::~GradientSum() {
@@ -108,7 +119,7 @@ GradientSum::~GradientSum() {
 
 void GradientSum::finish() {
   if (state_->waits.size() != state_->buckets.size()) {
-    throw std::logic_error("a parameter has not got the gradients of all passes");
+    throw std::logic_error("a parameter has not got the gradients of all passes and batches");
   }
   for (const Ranks::Wait& wait : state_->waits) {
     wait();
@@ -116,7 +127,7 @@ void GradientSum::finish() {
   for (State::Entry& entry : state_->entries) {
     entry.parameter.mutable_grad() = entry.place;
   }
-  state_->expect_passes();
+  state_->expect_step();
 }
 
 }  // namespace m2teacher

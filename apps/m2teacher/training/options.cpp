@@ -43,6 +43,7 @@ void check(const PretrainOptions& options, int64_t images) {
     throw UserError("--batch-size: " + std::to_string(options.batch_size) + " is more than the " +
                     std::to_string(images) + " training images");
   }
+  require(options.accumulate >= 1, "--accumulate", std::to_string(options.accumulate), "1 or more");
   require(options.steps.value_or(1) >= 1, "--steps", std::to_string(options.steps.value_or(1)), "1 or more");
   require(options.epochs > 0, "--epochs", text(options.epochs), "more than 0");
   require(!options.model.encoder.widths.empty(), "--widths", "none", "one or more");
@@ -73,18 +74,19 @@ PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShap
     encoder.stem = std::max(shape.height, shape.width) <= kSmallSide ? Stem::Small : Stem::Standard;
   }
   const int64_t whole_batches = images / options.batch_size;
-  const auto batches = static_cast<double>(whole_batches);
+  const double steps_per_epoch = static_cast<double>(whole_batches) / static_cast<double>(options.accumulate);
   if (!options.steps) {
-    options.steps = std::max<int64_t>(1, std::llround(options.epochs * batches));
+    options.steps = std::max<int64_t>(1, std::llround(options.epochs * steps_per_epoch));
   }
   if (!options.warmup_steps) {
     options.warmup_steps =
-        std::min<int64_t>(std::llround(options.warmup_epochs * batches), *options.steps / kLargestWarmupShare);
+        std::min<int64_t>(std::llround(options.warmup_epochs * steps_per_epoch), *options.steps / kLargestWarmupShare);
   }
   require(*options.warmup_steps <= *options.steps, "--warmup-steps", std::to_string(*options.warmup_steps),
           "at most the " + std::to_string(*options.steps) + " steps");
   if (!options.learning_rate) {
-    options.learning_rate = options.base_learning_rate * static_cast<double>(options.batch_size) / kLearningRateBatch;
+    options.learning_rate =
+        options.base_learning_rate * static_cast<double>(options.images_per_step()) / kLearningRateBatch;
   }
   if (options.optimiser == Optimiser::Lars && !options.lars_trust_coefficient) {
     options.lars_trust_coefficient = kLarsTrustCoefficient;

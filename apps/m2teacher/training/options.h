@@ -53,13 +53,14 @@ struct PretrainOptions {
   TeacherNorm bn = TeacherNorm::Momentum;
   StudentNorm student_bn = StudentNorm::Fused;
   Precision precision = Precision::Float32;
-  int64_t batch_size = 256;             ///< images per step, each seen in two views
+  int64_t batch_size = 256;             ///< images that go through the networks at a time, each seen in two views
+  int64_t accumulate = 1;               ///< batches whose gradients one step takes the mean of
   double epochs = 100;                  ///< passes over the images
   std::optional<int64_t> steps;         ///< unset: `epochs` passes of whole batches
   double warmup_epochs = 10;            ///< over which the learning rate rises
   std::optional<int64_t> warmup_steps;  ///< unset: `warmup_epochs`, but no more than a tenth of the steps
-  double base_learning_rate = 0.05;     ///< for a batch of 256 images; scales with the batch
-  std::optional<double> learning_rate;  ///< peak of the cosine; unset: base_learning_rate * batch_size / 256
+  double base_learning_rate = 0.05;     ///< for steps of 256 images; scales with them
+  std::optional<double> learning_rate;  ///< peak of the cosine; unset: base_learning_rate * images_per_step() / 256
   Optimiser optimiser = Optimiser::Sgd;
   std::optional<double> lars_trust_coefficient;  ///< unset: 0.001 with LARS, which alone has one
   double sgd_momentum = 0.9;
@@ -69,6 +70,8 @@ struct PretrainOptions {
   bool synchronise_statistics = false;
   double param_momentum = 0.99;  ///< weight of the teacher's own parameters in the first update; rises to 1
   uint64_t seed = 0;
+
+  int64_t images_per_step() const { return batch_size * accumulate; }
 };
 
 /// The recipe with nothing left open: everything that depends on the images or on other options is set.

@@ -17,6 +17,7 @@ namespace {
 
 constexpr const char* kStepEntry = "step";
 constexpr const char* kUpdatesEntry = "teacher_updates";
+constexpr int64_t kViews = 2;
 
 /// Seeds the initial weights: called before the first network is built.
 PretrainOptions seeded(PretrainOptions options) {
@@ -87,14 +88,16 @@ Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const 
       data_(std::move(data)),
       options_(seeded(with_enough_images(resolve(options, data_.source->size(), data_.source->shape()), ranks))),
       share_(share_of_batch(options_.batch_size, ranks.rank(), ranks.count())),
-      batches_(
-          make_training_batches(data_, options_.augment, options_.batch_size, share_, options_.seed, *options_.steps)),
+      batches_(make_training_batches(data_, options_.augment, options_.batch_size, share_, options_.seed,
+                                     *options_.steps * options_.accumulate)),
       student_(options_.model, BranchImpl::Side::Student, in_view_order(student_norm())),
       teacher_(student_,
                Branch(options_.model, BranchImpl::Side::Teacher,
                       in_view_order(teacher_norm ? teacher_norm : own_teacher_norm())),
                *options_.steps, options_.param_momentum),
-      gradients_(ranks.alone() ? nullptr : std::make_unique<GradientSum>(*student_, ranks, /*passes=*/2)),
+      gradients_(ranks.alone() && options_.accumulate == 1
+                     ? nullptr
+                     : std::make_unique<GradientSum>(*student_, ranks, kViews, options_.accumulate)),
       optimiser_(*student_, options_.sgd_momentum, options_.weight_decay, options_.lars_trust_coefficient) {}
 
 NormFactory Pretrainer::student_norm() const {
@@ -110,7 +113,8 @@ NormFactory Pretrainer::own_teacher_norm() const {
     case TeacherNorm::Momentum:
       break;
   }
-  return synchronised() ? momentum_batch_norm(ranks_.process_group()) : momentum_batch_norm();
+  return momentum_batch_norm(synchronised() ? std::optional(ranks_.process_group()) : std::nullopt,
+                             kViews * options_.accumulate);
 }
 
 void Pretrainer::update_teacher() {
@@ -128,8 +132,8 @@ void Pretrainer::update_teacher() {
   }
 }
 
-at::Tensor Pretrainer::make_view(const TrainingBatch& batch, int64_t which) const {
-  const ViewPlace first{.seed = options_.seed, .step = steps_done_, .view = which, .place = share_.first};
+at::Tensor Pretrainer::make_view(const TrainingBatch& batch, int64_t number, int64_t which) const {
+  const ViewPlace first{.seed = options_.seed, .batch = number, .view = which, .place = share_.first};
   const ViewDraw draw =
       draw_view(options_.augment, first, share_.count, data_.source->shape(), /*crop=*/!batch.cropped);
   return standardise_(augment(batch.views.at(static_cast<size_t>(which)), draw), data_.pixels);
@@ -145,31 +149,15 @@ void Pretrainer::share(StepReport& report) const {
   report.stop = sums[1].item<double>() > 0;
 }
 
-StepReport Pretrainer::step(bool stop) {
-  StepReport report;
-  report.stop = stop;
-  report.step = steps_done_ + 1;
-  report.learning_rate = learning_rate(steps_done_, *options_.steps, *options_.warmup_steps, *options_.learning_rate);
-  report.param_momentum = teacher_->param_momentum();
-  report.bn_momentum = bn_momentum(*teacher_.ptr());
-
-  // Whatever torch could divide among its threads is done in here: threads of its own would be in the way of these.
-  TrainingBatch batch;
-  threads_.run([&](int64_t view) {
-    if (view == 0) {
-      batch = batches_->batch(steps_done_);
-    } else {
-      update_teacher();
-    }
-  });
-  std::array<at::Tensor, 2> views;
-  std::array<at::Tensor, 2> targets;
+double Pretrainer::add_gradients(const TrainingBatch& batch, int64_t number) {
+  std::array<at::Tensor, kViews> views;
+  std::array<at::Tensor, kViews> targets;
   const auto see_as_teacher = [&](int64_t view) {
     const Autocast autocast(options_.precision);
     targets.at(view) = teacher_.forward(views.at(view));
   };
   threads_.run([&](int64_t view) {
-    views.at(view) = make_view(batch, view);
+    views.at(view) = make_view(batch, number, view);
     if (!synchronised()) {
       see_as_teacher(view);
     }
@@ -181,9 +169,9 @@ StepReport Pretrainer::step(bool stop) {
       see_as_teacher(1);
     });
   }
-  // A rank's part of the mean over the batch. By itself its share is the batch.
-  const double weight = static_cast<double>(share_.count) / static_cast<double>(options_.batch_size);
-  std::array<double, 2> losses{};
+  // A part of the mean over the step's images. A batch that is the whole step has the whole.
+  const double weight = static_cast<double>(share_.count) / static_cast<double>(options_.images_per_step());
+  std::array<double, kViews> losses{};
   threads_.run([&](int64_t view) {
     at::Tensor prediction;
     {
@@ -192,13 +180,37 @@ StepReport Pretrainer::step(bool stop) {
     }
     at::Tensor loss = cosine_loss(prediction, targets.at(1 - view));
     losses.at(view) = weight * loss.item<double>();
-    if (!ranks_.alone()) {
+    if (weight != 1) {
       loss = loss * weight;
     }
     // Both views add to the same gradients, under a lock of torch's: two numbers have the same sum in either order.
     loss.backward();
   });
-  report.loss = losses[0] + losses[1];
+  return losses[0] + losses[1];
+}
+
+StepReport Pretrainer::step(bool stop) {
+  StepReport report;
+  report.stop = stop;
+  report.step = steps_done_ + 1;
+  report.learning_rate = learning_rate(steps_done_, *options_.steps, *options_.warmup_steps, *options_.learning_rate);
+  report.param_momentum = teacher_->param_momentum();
+  report.bn_momentum = bn_momentum(*teacher_.ptr());
+
+  const int64_t first = steps_done_ * options_.accumulate;
+  // Whatever torch could divide among its threads is done in here: threads of its own would be in the way of these.
+  TrainingBatch batch;
+  threads_.run([&](int64_t view) {
+    if (view == 0) {
+      batch = batches_->batch(first);
+    } else {
+      update_teacher();
+    }
+  });
+  report.loss = add_gradients(batch, first);
+  for (int64_t number = first + 1; number < first + options_.accumulate; ++number) {
+    report.loss += add_gradients(batches_->batch(number), number);
+  }
   share(report);
   if (gradients_) {
     gradients_->finish();

@@ -20,7 +20,7 @@ namespace m2teacher {
 /// What one step showed.
 struct StepReport {
   int64_t step = 0;  ///< 1 for the first
-  double loss = 0;   ///< 4 - 2 (q1 . k2 + q2 . k1), mean over the batch: 0 to 8
+  double loss = 0;   ///< 4 - 2 (q1 . k2 + q2 . k1), mean over the images: 0 to 8
   double learning_rate = 0;
   double param_momentum = 0;  ///< weight of the teacher's own parameters in this step's update
   double bn_momentum = 0;     ///< weight of the batch in the teacher's normalisation
@@ -30,8 +30,8 @@ struct StepReport {
 /// Momentum^2 Teacher (arXiv 2101.07525): a student with a predictor learns to predict, from one view of an image, what
 /// a teacher says of the other. The teacher's parameters and its normalisation's statistics follow by momentum.
 ///
-/// After the initial weights every random number is a function of the seed, the step and the image's place in the
-/// batch. So a run that is taken up again by `load_state` goes on bit for bit, for a given number of threads and ranks.
+/// After the initial weights every random number is a function of the seed, the number of the batch and the image's
+/// place in it. So a run that is taken up again by `load_state` goes on bit for bit, for a given number of threads and ranks.
 ///
 /// With several ranks each takes a share of the batch. The gradients of all are added up, so that the parameters stay
 /// the same on all, bit for bit. The student's normalisation takes the statistics of the rank's share; the teacher's,
@@ -84,7 +84,9 @@ class Pretrainer {
 
  private:
   /// One view of a batch of images: (B, C, H, W), standardised.
-  at::Tensor make_view(const TrainingBatch& batch, int64_t which) const;
+  at::Tensor make_view(const TrainingBatch& batch, int64_t number, int64_t which) const;
+  /// Adds the gradients of a batch to those of the step. @return this rank's part of the loss
+  double add_gradients(const TrainingBatch& batch, int64_t number);
   /// Whether the teacher's forwards wait for other ranks.
   bool synchronised() const { return options_.synchronise_statistics && !ranks_.alone(); }
   NormFactory student_norm() const;
@@ -101,7 +103,7 @@ class Pretrainer {
   std::unique_ptr<TrainingBatches> batches_;
   Branch student_;
   momentum_bn::MomentumTeacher<Branch> teacher_;
-  std::unique_ptr<GradientSum> gradients_;  // null: one rank
+  std::unique_ptr<GradientSum> gradients_;  // null: one rank and one batch a step
   Sgd optimiser_;
   ViewThreads threads_;
   int64_t steps_done_ = 0;

@@ -218,7 +218,7 @@ at::Tensor random_images(int64_t count, int64_t channels) {
 void compare_with_oracle(const at::Tensor& images, bool cropped) {
   const ImageShape shape{.channels = images.size(1), .height = images.size(2), .width = images.size(3)};
   const ViewDraw draw =
-      draw_view(strong_options(), {.seed = 1, .step = 2, .view = 1, .place = 0}, images.size(0), shape,
+      draw_view(strong_options(), {.seed = 1, .batch = 2, .view = 1, .place = 0}, images.size(0), shape,
                 /*crop=*/!cropped);
   const at::Tensor result = augment(images, draw);
   ASSERT_EQ(result.sizes(), images.sizes());
@@ -245,7 +245,7 @@ TEST(Augment, LeavesImagesAloneWhereNothingIsDrawn) {
   none.views = {};
   const at::Tensor images = random_images(4, 3).narrow(3, 0, 9).narrow(2, 0, 9).contiguous();
   const ViewDraw draw =
-      draw_view(none, {.seed = 0, .step = 0, .view = 0, .place = 0}, 4, {.channels = 3, .height = 9, .width = 9}, true);
+      draw_view(none, {.seed = 0, .batch = 0, .view = 0, .place = 0}, 4, {.channels = 3, .height = 9, .width = 9}, true);
   EXPECT_LT((augment(images, draw) - to_unit_range(images)).abs().max().item<double>(), 1e-5);
 }
 
@@ -257,9 +257,9 @@ TEST(Augment, DrawsThePapersSharesAndRanges) {
   const AugmentOptions options;
   const int64_t count = 20000;
   const ViewDraw first =
-      draw_view(options, {.seed = 5, .step = 0, .view = 0, .place = 0}, count, kImageNetShape, false);
+      draw_view(options, {.seed = 5, .batch = 0, .view = 0, .place = 0}, count, kImageNetShape, false);
   const ViewDraw second =
-      draw_view(options, {.seed = 5, .step = 0, .view = 1, .place = 0}, count, kImageNetShape, false);
+      draw_view(options, {.seed = 5, .batch = 0, .view = 1, .place = 0}, count, kImageNetShape, false);
   EXPECT_TRUE(first.boxes.empty());
   for (const ViewDraw* draw : {&first, &second}) {
     EXPECT_NEAR(share(draw->flip), 0.5, 0.02);
@@ -288,7 +288,7 @@ TEST(Augment, DrawsThePapersSharesAndRanges) {
 }
 
 TEST(Augment, BlurShrinksWithTheImage) {
-  const ViewDraw draw = draw_view({}, {.seed = 5, .step = 0, .view = 0, .place = 0}, 1000,
+  const ViewDraw draw = draw_view({}, {.seed = 5, .batch = 0, .view = 0, .place = 0}, 1000,
                                   {.channels = 1, .height = 28, .width = 56}, false);
   EXPECT_NEAR(draw.sigma.max().item<double>(), 2.0 / 8, 0.002);
   EXPECT_EQ(draw.blur_reach, 1);
@@ -296,8 +296,8 @@ TEST(Augment, BlurShrinksWithTheImage) {
 
 TEST(Augment, DrawsDependOnThePlaceAlone) {
   const AugmentOptions options = strong_options();
-  const auto draw = [&](int64_t step, int64_t first, int64_t count) {
-    return draw_view(options, {.seed = 9, .step = step, .view = 0, .place = first}, count, kImageNetShape, true);
+  const auto draw = [&](int64_t batch, int64_t first, int64_t count) {
+    return draw_view(options, {.seed = 9, .batch = batch, .view = 0, .place = first}, count, kImageNetShape, true);
   };
   const ViewDraw whole = draw(3, 0, 8);
   const ViewDraw part = draw(3, 5, 3);
@@ -325,7 +325,7 @@ TEST(RandomCrop, HasTheAreasAndShapesAskedFor) {
   double most_left = 0;
   for (int64_t place = 0; place < 5000; ++place) {
     const CropBox box =
-        random_crop(options, 300, 400, Random(Purpose::Crop, {.seed = 0, .step = 0, .view = 0, .place = place}));
+        random_crop(options, 300, 400, Random(Purpose::Crop, {.seed = 0, .batch = 0, .view = 0, .place = place}));
     expect_inside(box);
     const double aspect = box.width * 400 / (box.height * 300);
     EXPECT_GE(aspect, 3.0 / 4 - 1e-9);
@@ -342,7 +342,7 @@ TEST(RandomCrop, HasTheAreasAndShapesAskedFor) {
 TEST(RandomCrop, TakesTheMiddleWhereNothingFits) {
   AugmentOptions options;
   options.min_area = 0.9;
-  const Random random(Purpose::Crop, {.seed = 0, .step = 0, .view = 0, .place = 0});
+  const Random random(Purpose::Crop, {.seed = 0, .batch = 0, .view = 0, .place = 0});
   const CropBox wide = random_crop(options, 100, 1000, random);
   expect_inside(wide);
   EXPECT_NEAR(wide.width, 4.0 / 30, 1e-9);

@@ -114,6 +114,7 @@ const Options kRecipe =
         {"--blur", {{"1,2", "got 2, expected 0 to 1"}, {"1", "--blur"}, {"1,1,1", "--blur"}}},
         {"--solarise", {{"-1,0", "got -1, expected 0 to 1"}, {"1", "--solarise"}}},
         {"--batch-size", outside("2 or more", {"1", "-8", "many"})},
+        {"--accumulate", outside("1 to 65536", {"0", "-1", "65537"})},
         {"--epochs", outside("1e-06 to 1e+06", {"0", "inf"})},
         {"--steps", kNotCount},
         {"--warmup-epochs", outside("0 to 1e+06", {"-1", "x"})},

@@ -44,7 +44,7 @@ TORCH_MODULE(Network);
 
 void expect_sums(const ThreadRank& rank, int64_t bucket_bytes, int64_t buckets) {
   Network network;
-  GradientSum sum(*network, Ranks(rank.group), /*passes=*/2, bucket_bytes);
+  GradientSum sum(*network, Ranks(rank.group), /*passes=*/2, /*batches=*/1, bucket_bytes);
   for (int step = 1; step <= 2; ++step) {
     const int64_t before = rank.backend.collectives;
     const double factor = step * (1 + rank.rank);
@@ -70,6 +70,30 @@ TEST(GradientSum, IsThatOfAllRanksInBuckets) {
   run_on_ranks(kRanks, [](const ThreadRank& rank) { expect_sums(rank, GradientSum::kBucketBytes, 1); });
   run_on_ranks(kRanks, [](const ThreadRank& rank) { expect_sums(rank, 144, 2); });
   run_on_ranks(kRanks, [](const ThreadRank& rank) { expect_sums(rank, 1, 3); });
+}
+
+TEST(GradientSum, IsThatOfAllBatchesOfAStep) {
+  run_on_ranks(kRanks, [](const ThreadRank& rank) {
+    Network network;
+    GradientSum sum(*network, Ranks(rank.group), /*passes=*/2, /*batches=*/3);
+    for (int step = 1; step <= 2; ++step) {
+      const int64_t before = rank.backend.collectives;
+      for (const double factor : {1.0, 10.0, 100.0}) {
+        EXPECT_EQ(rank.backend.collectives, before) << "the last batch alone is sent";
+        network->loss(factor).backward();
+        network->loss(factor).backward();
+      }
+      EXPECT_EQ(rank.backend.collectives, before + 1);
+      sum.finish();
+      int64_t first = 1;
+      for (at::Tensor& parameter : network->parameters()) {
+        const at::Tensor expected = NetworkImpl::gradient(parameter, first) * (2 * 111 * kRanks);
+        EXPECT_TRUE(at::allclose(parameter.grad(), expected, 1e-5)) << parameter.sizes();
+        first += parameter.numel();
+        parameter.mutable_grad().reset();
+      }
+    }
+  });
 }
 
 TEST(GradientSum, MissesAParameterWithoutGradient) {

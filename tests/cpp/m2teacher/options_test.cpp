@@ -43,6 +43,19 @@ TEST(Resolve, IsThePapersRecipeScaledToTheBatch) {
   EXPECT_EQ(resolved.model.encoder.in_channels, 3);
 }
 
+TEST(Resolve, CountsTheImagesOfAllBatchesOfAStep) {
+  PretrainOptions options;
+  options.batch_size = 512;
+  options.accumulate = 8;
+  const PretrainOptions resolved = resolve(options, 1'281'167, kImageNet);
+  EXPECT_EQ(resolved.images_per_step(), 4096);
+  EXPECT_EQ(resolved.steps, 31275);  // 100 * 2502 batches / 8
+  EXPECT_EQ(resolved.warmup_steps, 3127);
+  EXPECT_DOUBLE_EQ(*resolved.learning_rate, 0.8);
+  options.accumulate = 0;
+  expect_user_error([&] { resolve(options, 1000, kImageNet); }, "--accumulate: got 0, expected 1 or more");
+}
+
 TEST(Resolve, KeepsWhatIsSetAndStaysWhereItIs) {
   PretrainOptions options;
   options.batch_size = 10;

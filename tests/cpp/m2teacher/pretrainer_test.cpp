@@ -87,7 +87,8 @@ TEST(Pretrainer, GoesOnFromARunWithTheOtherStudentsLayer) {
 }
 
 TEST(Pretrainer, ReportsTheSchedules) {
-  const PretrainOptions options = small_recipe(10);
+  PretrainOptions options = small_recipe(10);
+  options.accumulate = 3;  // all batches of a step belong to one update
   Pretrainer pretrainer(options, bar_data(100));
   for (int64_t step = 0; step < *options.steps; ++step) {
     const double cosine = (std::cos(std::numbers::pi * static_cast<double>(step) / 10) + 1) / 2;
@@ -97,6 +98,56 @@ TEST(Pretrainer, ReportsTheSchedules) {
     EXPECT_NEAR(report.param_momentum, 1 - (1 - options.param_momentum) * cosine, 1e-9);
     EXPECT_GE(report.loss, 0);
     EXPECT_LE(report.loss, 8);
+  }
+}
+
+/// Images as they are: whole and in their colours.
+AugmentOptions no_augmentation() {
+  AugmentOptions none;
+  none.min_area = none.max_area = none.max_aspect = 1;
+  none.flip = none.jitter = none.gamma = none.greyscale = 0;
+  none.views = {};
+  return none;
+}
+
+/// The batches of another from a number on.
+class LaterBatches : public TrainingBatches {
+ public:
+  LaterBatches(std::unique_ptr<TrainingBatches> batches, int64_t first) : batches_(std::move(batches)), first_(first) {}
+  TrainingBatch batch(int64_t number) override { return batches_->batch(first_ + number); }
+
+ private:
+  std::unique_ptr<TrainingBatches> batches_;
+  int64_t first_;
+};
+
+TEST(Pretrainer, AStepOfSeveralBatchesTakesTheMeanOfTheirGradients) {
+  PretrainOptions options = small_recipe(10);
+  options.augment = no_augmentation();
+  options.accumulate = 3;
+  const TrainingData data = bar_data(100);
+  Pretrainer all(options, data);
+  const double loss = all.step().loss;
+
+  // In the first step normalisations take no account of what was before, so each batch may as well be the only one.
+  options.accumulate = 1;
+  std::map<std::string, at::Tensor> mean;
+  double mean_loss = 0;
+  for (int64_t number = 0; number < 3; ++number) {
+    Pretrainer one(options, data);
+    one.set_batches(std::make_unique<LaterBatches>(
+        make_training_batches(data, options.augment, options.batch_size, options.seed, 10), number));
+    mean_loss += one.step().loss / 3;
+    for (const auto& [name, tensor] : one.state()) {
+      at::Tensor& sum = mean[name];
+      sum = sum.defined() ? sum + tensor / 3 : tensor / 3;
+    }
+  }
+  EXPECT_NEAR(loss, mean_loss, 1e-6);
+  for (const auto& [name, tensor] : all.state()) {
+    if (name.starts_with("optimiser.velocity.")) {
+      EXPECT_TRUE(at::allclose(tensor, mean.at(name), 1e-4, 1e-7)) << name;
+    }
   }
 }
 
@@ -150,6 +201,8 @@ TEST(Pretrainer, GoesOnBitForBitFromItsState) {
   PretrainOptions options = small_recipe(6);
   expect_to_go_on_bit_for_bit(options);
   options.optimiser = Optimiser::Lars;
+  expect_to_go_on_bit_for_bit(options);
+  options.accumulate = 3;
   expect_to_go_on_bit_for_bit(options);
 }
 
@@ -218,9 +271,13 @@ TEST(Pretrainer, StatisticsOfAnEmanTeacherFollowTheStudents) {
 TEST(Pretrainer, TwoThreadsGiveTheSameBitsEveryTime) {
   const int before = at::get_num_threads();
   at::set_num_threads(2);
-  const std::vector<double> expected = losses(small_recipe(4));
-  for (int again = 0; again < 20; ++again) {
-    EXPECT_EQ(losses(small_recipe(4)), expected);
+  for (const int64_t accumulate : {1, 3}) {
+    PretrainOptions options = small_recipe(4);
+    options.accumulate = accumulate;
+    const std::vector<double> expected = losses(options);
+    for (int again = 0; again < 20; ++again) {
+      EXPECT_EQ(losses(options), expected);
+    }
   }
   at::set_num_threads(before);
 }

@@ -45,6 +45,7 @@ RunSettings unusual() {
   settings.recipe.synchronise_statistics = true;
   settings.recipe.precision = Precision::BFloat16;
   settings.recipe.batch_size = 17;
+  settings.recipe.accumulate = 22;
   settings.recipe.epochs = 1e-5;
   settings.recipe.steps = 18;
   settings.recipe.warmup_epochs = 0.1;
