@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from . import cmake_prefix_path
@@ -54,6 +55,11 @@ def _library() -> Path:
     return path
 
 
+def _backend() -> str:
+    """What carries gradients between GPUs, if there are any, and all else between CPUs."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+
+
 def main() -> int:
     """Joins the processes that torchrun started, if it did, and runs the command line. Returns the exit code."""
     try:
@@ -64,7 +70,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the trainer has a handler of its own
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return run(sys.argv[1:])
-    dist.init_process_group("gloo")
+    dist.init_process_group(_backend())
     code = run(sys.argv[1:], dist.distributed_c10d._get_default_group().group_name)
     dist.destroy_process_group()
     return code

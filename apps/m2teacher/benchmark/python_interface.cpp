@@ -112,7 +112,7 @@ __attribute__((visibility("default"))) double m2teacher_steps(void* trainer, int
       [&] {
         double loss = 0;
         for (int64_t step = 0; step < count; ++step) {
-          loss = static_cast<Trainer*>(trainer)->pretrainer.step().loss;
+          loss = static_cast<Trainer*>(trainer)->pretrainer.step().loss();
         }
         return loss;
       },

@@ -1,5 +1,8 @@
 #include "cli/encoder_options.h"
 
+#include "device/choose_device.h"
+#include "settings/flags.h"
+
 #include <CLI/CLI.hpp>
 
 #include <string>
@@ -10,6 +13,15 @@ void add_checkpoint(CLI::App& command, std::filesystem::path& checkpoint) {
   command.add_option("--checkpoint", checkpoint, "A checkpoint, or the folder of a run: its newest whole one")
       ->type_name("PATH")
       ->required();
+}
+
+void add_device(CLI::App& command, std::string& device, const std::string& meta) {
+  Flags(command).word(
+      "--device", std::string("auto|cpu|cuda|cuda:N") + (meta.empty() ? "" : "|meta"), device, checked_device_word,
+      +[](const std::string& word) { return word; },
+      "Where the networks compute. auto: on a GPU where torch has one; of several processes each takes that of its "
+      "local rank" +
+          (meta.empty() ? "" : "; meta: " + meta) + " (ours)");
 }
 
 void add_network(CLI::App& command, BranchImpl::Side& side) {

@@ -16,6 +16,7 @@ namespace {
 /// --checkpoint and the images: those that the run trained on unless others are given.
 void add_source(CLI::App& command, EvaluationSource& source) {
   add_checkpoint(command, source.checkpoint);
+  add_device(command, source.device);
   const auto given = std::make_shared<DataOptions>();
   const auto flags = std::make_shared<Flags>(command);
   add_data_flags(*flags, *given);

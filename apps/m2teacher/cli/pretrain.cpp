@@ -2,6 +2,8 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/run_folder.h"
 #include "cli/commands.h"
+#include "cli/encoder_options.h"
+#include "commands/dry_run.h"
 #include "error.h"
 #include "settings/run_flags.h"
 
@@ -16,10 +18,14 @@ namespace {
 
 /// What the command line says of pretrain.
 struct PretrainArguments {
-  explicit PretrainArguments(CLI::App& command) : flags(command) { add_run_flags(flags, settings); }
+  explicit PretrainArguments(CLI::App& command) : flags(command) {
+    add_run_flags(flags, settings);
+    add_device(command, device, "a dry run of --steps, which writes nothing");
+  }
 
   RunSettings settings;
   Flags flags;
+  std::string device = "auto";
   std::filesystem::path out;
   std::filesystem::path resume;
   bool overwrite = false;
@@ -70,6 +76,7 @@ PretrainCommand command_of(const PretrainArguments& arguments, const std::option
     throw CLI::RequiredError("--out or --resume");
   }
   PretrainCommand command;
+  command.device = arguments.device;
   command.folder = arguments.out.empty() ? arguments.resume : arguments.out;
   command.resume = !arguments.resume.empty() || (arguments.or_resume && reads_folder && holds_run(command.folder));
   command.overwrite = arguments.overwrite;
@@ -80,6 +87,26 @@ PretrainCommand command_of(const PretrainArguments& arguments, const std::option
     command.settings.threads = threads;
   }
   return command;
+}
+
+/// @throws CLI::Error  an option that has no effect in a dry run, or one is missing
+RunSettings dry_settings(const PretrainArguments& arguments, const std::optional<int64_t>& threads,
+                         const Ranks& ranks) {
+  const auto refuse = [](const std::string& reason) {
+    throw CLI::ValidationError("--device", "meta is a dry run, which " + reason);
+  };
+  if (!arguments.out.empty() || !arguments.resume.empty()) {
+    refuse("writes nothing: it goes without --out and --resume");
+  }
+  if (!arguments.settings.recipe.steps) {
+    refuse("needs --steps");
+  }
+  if (!ranks.alone()) {
+    refuse("takes one process, got " + std::to_string(ranks.count()));
+  }
+  RunSettings settings = arguments.settings;
+  settings.threads = threads;
+  return settings;
 }
 
 }  // namespace
@@ -109,6 +136,10 @@ void add_pretrain(CLI::App& program, const std::optional<int64_t>& threads, cons
   or_resume->needs(out)->excludes(overwrite);
   command->footer(kSources);
   command->callback([arguments, &threads, &ranks, &work] {
+    if (arguments->device == "meta") {
+      work = [settings = dry_settings(*arguments, threads, ranks)] { run_dry(settings); };
+      return;
+    }
     const PretrainCommand chosen = command_of(*arguments, threads, ranks.first());
     work = [chosen, &ranks] { run_pretrain(chosen, ranks); };
   });

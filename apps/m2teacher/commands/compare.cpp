@@ -50,12 +50,13 @@ void run_compare(const CompareCommand& command) {
       return evaluation.features(encoder, images);
     };
   };
-  const auto pixels = [](const std::shared_ptr<const ImageSource>& images) {
-    return LabelledFeatures{.features = raw_pixels(images_in_memory(*images)), .labels = images->labels(), .index = {}};
+  const auto pixels = [device = evaluation.device](const std::shared_ptr<const ImageSource>& images) {
+    return LabelledFeatures{
+        .features = raw_pixels(images_in_memory(*images)).to(device), .labels = images->labels(), .index = {}};
   };
-  const Encoder untrained =
-      untrained_encoder(checkpoint.settings.recipe.model.encoder, images_in_memory(*dataset.train),
-                        checkpoint.trained_on.pixels, command.seed);
+  Encoder untrained = untrained_encoder(checkpoint.settings.recipe.model.encoder, images_in_memory(*dataset.train),
+                                        checkpoint.trained_on.pixels, command.seed);
+  untrained->to(evaluation.device);
 
   std::vector<std::vector<std::string>> rows = {
       {"accuracy on test images, %", "kNN", "kNN shifted", "linear", "10 labels", "100 labels"}};
@@ -64,8 +65,8 @@ void run_compare(const CompareCommand& command) {
   };
   add("raw pixels", pixels);
   add("untrained encoder", by(untrained));
-  add("trained student", by(build_encoder(checkpoint, BranchImpl::Side::Student)));
-  add("trained teacher", by(build_encoder(checkpoint, BranchImpl::Side::Teacher)));
+  add("trained student", by(evaluation.encoder(BranchImpl::Side::Student)));
+  add("trained teacher", by(evaluation.encoder(BranchImpl::Side::Teacher)));
   std::cout << format_table(rows) << std::flush;
 }
 

@@ -56,7 +56,7 @@ void run_knn(const KnnCommand& command) {
   if (command.shift > 0) {
     dataset = shifted(dataset, command.shift, command.seed);
   }
-  const Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
+  const Encoder encoder = evaluation.encoder(command.side);
   const LabelledFeatures train = evaluation.labelled_features(encoder, dataset.train);
   const LabelledFeatures test = evaluation.labelled_features(encoder, dataset.test);
   const double accuracy = knn_accuracy(test, train, dataset.classes(), command.options);
@@ -68,7 +68,7 @@ void run_linear(const LinearCommand& command) {
   const Dataset& dataset = evaluation.dataset;
   const Choice listed(command.labels_per_class, dataset.train->labels(), dataset.class_names);
   listed.leave_out(command.asked_for);
-  const Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
+  const Encoder encoder = evaluation.encoder(command.side);
   const LabelledFeatures train = evaluation.labelled_features(encoder, dataset.train);
   const LabelledFeatures test = evaluation.labelled_features(encoder, dataset.test);
   // Images that could not be read may be missing now.

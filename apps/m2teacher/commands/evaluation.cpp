@@ -1,6 +1,7 @@
 #include "commands/evaluation.h"
 
 #include "commands/unreadable.h"
+#include "device/choose_device.h"
 #include "error.h"
 #include "eval/draw_images.h"
 
@@ -19,6 +20,12 @@ LabelledFeatures features_of(const Evaluation& evaluation, Encoder encoder,
 
 }  // namespace
 
+Encoder Evaluation::encoder(BranchImpl::Side side) const {
+  Encoder encoder = build_encoder(checkpoint, side);
+  encoder->to(device);
+  return encoder;
+}
+
 LabelledFeatures Evaluation::features(const Encoder& encoder, const std::shared_ptr<const ImageSource>& images) const {
   return features_of(*this, encoder, images, all_images(*images));
 }
@@ -29,6 +36,10 @@ LabelledFeatures Evaluation::labelled_features(const Encoder& encoder,
 }
 
 Evaluation open_evaluation(const EvaluationSource& source) {
+  const at::Device device = choose_device(source.device);
+  if (device.is_meta()) {
+    throw UserError("--device: got meta, which is for dry runs of pretrain");
+  }
   Checkpoint checkpoint = open_checkpoint(source.checkpoint, std::cerr);
   DataOptions data = source.data(checkpoint.settings.data);
   Dataset dataset = load_dataset(data);
@@ -39,7 +50,7 @@ Evaluation open_evaluation(const EvaluationSource& source) {
     throw UserError("--data: images of " + std::to_string(found) + " channels, the encoder was trained on " +
                     std::to_string(expected));
   }
-  return {std::move(checkpoint), std::move(data), std::move(dataset)};
+  return {std::move(checkpoint), std::move(data), std::move(dataset), device};
 }
 
 Evaluation open_labelled_evaluation(const EvaluationSource& source, const std::string& purpose) {

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <string>
 
 namespace m2teacher {
 
@@ -13,6 +14,7 @@ namespace m2teacher {
 struct EvaluationSource {
   std::filesystem::path checkpoint;                    ///< or the folder of a run
   std::function<DataOptions(DataOptions saved)> data;  ///< the images, by those that the run was trained on
+  std::string device = "auto";                         ///< as `choose_device` has it
 };
 
 /// A checkpoint with the images to try it on.
@@ -20,7 +22,10 @@ struct Evaluation {
   Checkpoint checkpoint;
   DataOptions data;
   Dataset dataset;
+  at::Device device;
 
+  /// One of the checkpoint's two encoders, on the device.
+  Encoder encoder(BranchImpl::Side side) const;
   /// What the images of a set become in one of the checkpoint's encoders.
   LabelledFeatures features(const Encoder& encoder, const std::shared_ptr<const ImageSource>& images) const;
   /// The same of those images that have a label.

@@ -54,7 +54,7 @@ class Writer {
 void write_set(const Writer& writer, const Evaluation& evaluation, const Encoder& encoder,
                const std::shared_ptr<const ImageSource>& images, const std::string& set) {
   const LabelledFeatures found = evaluation.features(encoder, images);
-  writer.array(set + "-features.npy", found.features);
+  writer.array(set + "-features.npy", found.features.cpu());
   if (found.labels.defined()) {
     writer.array(set + "-labels.npy", found.labels);
   }
@@ -79,7 +79,7 @@ void run_features(const FeaturesCommand& command) {
   for (const auto& [set, images] : sets) {  // before the work
     refuse_line_breaks(names_of_files(*images));
   }
-  const Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
+  const Encoder encoder = evaluation.encoder(command.side);
   const Writer writer(command.out);
   for (const auto& [set, images] : sets) {
     write_set(writer, evaluation, encoder, images, set);

@@ -66,13 +66,13 @@ void run_neighbours(const NeighboursCommand& command) {
     throw UserError("--neighbours: " + std::to_string(command.neighbours) + " is more than the " +
                     std::to_string(train->size() - (own ? 1 : 0)) + " images to look among");
   }
-  Encoder encoder = build_encoder(evaluation.checkpoint, command.side);
+  Encoder encoder = evaluation.encoder(command.side);
   const at::Tensor drawn =
       draw_images(*tried, labelled_images(*tried), command.queries, Spread::Balanced, command.seed);
   const LabelledFeatures queries =
       encode(encoder, tried, drawn, evaluation.checkpoint.trained_on.pixels, evaluation.data.loader);
   const LabelledFeatures bank = evaluation.features(encoder, train);
-  at::Tensor nearest = nearest_neighbours(queries.features, bank.features, found_of_each).index;
+  at::Tensor nearest = nearest_neighbours(queries.features, bank.features, found_of_each).index.cpu();
   if (own) {
     // Both index the same images; the bank's are in order.
     nearest = without_themselves(nearest, at::searchsorted(bank.index, queries.index));

@@ -5,6 +5,7 @@
 #include "commands/stop_signal.h"
 #include "commands/unreadable.h"
 #include "data/load_dataset.h"
+#include "device/choose_device.h"
 #include "distributed/saved_ranks.h"
 #include "distributed/together.h"
 #include "error.h"
@@ -23,6 +24,7 @@
 #include <memory>
 #include <optional>
 #include <sstream>
+#include <vector>
 
 namespace m2teacher {
 namespace {
@@ -36,9 +38,11 @@ struct Run {
   const TrainedOn& trained_on;
   const Ranks& ranks;
   Pretrainer& pretrainer;
-  std::optional<RunFolder> folder;       ///< of the first rank alone, as the metrics
-  std::unique_ptr<MetricsFile> metrics;  ///< null: on the other ranks
-  int64_t saved = -1;                    ///< step of the newest checkpoint; -1: none
+  std::optional<RunFolder> folder;                          ///< of the first rank alone, as the metrics
+  std::unique_ptr<MetricsFile> metrics;                     ///< null: on the other ranks
+  int64_t saved = -1;                                       ///< step of the newest checkpoint; -1: none
+  std::vector<StepReport> unread = {};                      ///< of the steps since the device was last waited for
+  std::chrono::steady_clock::time_point unread_since = {};  ///< when the first of these began
 };
 
 void refuse_to_overwrite(const std::filesystem::path& folder) {
@@ -142,32 +146,67 @@ void save(Run& run) {
   run.saved = step;
 }
 
-/// Metrics of a step, and a look at the accuracy where one is due.
-void note(Run& run, const StepReport& report, double seconds) {
-  run.metrics->add(report, run.settings.recipe.images_per_step(), seconds);
-  const bool last = report.step == run.pretrainer.total_steps();
-  const bool look = run.settings.eval_every > 0 && (report.step % run.settings.eval_every == 0 || last);
-  if (look || report.step % kStepsPerRow == 0 || last) {
-    run.folder->check_still_ours();
-    run.metrics->write_row(report.step * run.settings.recipe.images_per_step(),
-                           look ? quick_knn(run.pretrainer, run.dataset, run.settings.data.loader) : std::nullopt);
-  }
+bool look_due(const Run& run, int64_t step) {
+  return run.settings.eval_every > 0 && (step % run.settings.eval_every == 0 || step == run.pretrainer.total_steps());
 }
 
-StepReport do_step(Run& run, bool stop) {
-  const auto start = std::chrono::steady_clock::now();
-  const StepReport report = run.pretrainer.step(stop);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (!std::isfinite(report.loss)) {  // on all ranks alike
+bool row_due(const Run& run, int64_t step) {
+  return look_due(run, step) || step % kStepsPerRow == 0 || step == run.pretrainer.total_steps();
+}
+
+/// A row of metrics, with a look at the accuracy where one is due.
+void write_row(Run& run, int64_t step) {
+  run.folder->check_still_ours();
+  run.metrics->write_row(
+      step * run.settings.recipe.images_per_step(),
+      look_due(run, step) ? quick_knn(run.pretrainer, run.dataset, run.settings.data.loader) : std::nullopt);
+}
+
+void do_step(Run& run, bool stop) {
+  if (run.unread.empty()) {
+    run.unread_since = std::chrono::steady_clock::now();
+  }
+  run.unread.push_back(run.pretrainer.step(stop));
+}
+
+/// Whether what the steps showed is to be read now. On the CPU that costs nothing, a device has to be waited for.
+bool reading_due(const Run& run, int64_t step) {
+  return run.pretrainer.device().is_cpu() || row_due(run, step) || step % run.settings.checkpoint_every == 0;
+}
+
+/// @throws UserError  on all ranks alike
+void check_finite(const Run& run, const StepReport& report) {
+  if (!std::isfinite(report.loss())) {
     together(run.ranks, [&] {
       throw UserError("the loss is no longer finite at step " + std::to_string(report.step) +
                       ": try a lower --learning-rate");
     });
   }
-  if (run.ranks.first()) {
-    note(run, report, seconds);
+}
+
+/// Reads what the steps since the last reading showed. @return whether a rank asked for the run to end
+bool read_reports(Run& run, std::optional<Progress>& progress) {
+  bool stop = false;
+  run.unread.back().loss();  // waits for the device, which belongs to the steps' time
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - run.unread_since;
+  for (const StepReport& report : run.unread) {
+    check_finite(run, report);
+    stop = stop || report.stop();
+    if (run.ranks.first()) {
+      run.metrics->add(report, run.settings.recipe.images_per_step(),
+                       took.count() / static_cast<double>(run.unread.size()));
+    }
   }
-  return report;
+  if (run.ranks.first() && row_due(run, run.unread.back().step)) {
+    write_row(run, run.unread.back().step);
+  }
+  for (const StepReport& report : run.unread) {
+    if (progress) {
+      progress->update(report.step, report.loss());
+    }
+  }
+  run.unread.clear();
+  return stop;
 }
 
 std::string how_to_go_on(const Run& run) {
@@ -187,12 +226,13 @@ void train(Run& run, const StopSignal& stop) {
   }
   bool stopping = run.ranks.alone() && stop.received();
   while (run.pretrainer.steps_done() < total && !stopping) {
-    const StepReport report = do_step(run, stop.received());
-    stopping = run.ranks.alone() ? stop.received() : report.stop;
-    if (progress) {
-      progress->update(report.step, report.loss);
+    do_step(run, stop.received());
+    const int64_t step = run.pretrainer.steps_done();
+    stopping = run.ranks.alone() && stop.received();
+    if (stopping || reading_due(run, step)) {
+      stopping = read_reports(run, progress) || stopping;
     }
-    if (report.step % run.settings.checkpoint_every == 0) {
+    if (step % run.settings.checkpoint_every == 0) {
       save(run);
     }
   }
@@ -234,6 +274,17 @@ RunSettings settings_of_first(const PretrainCommand& command, const Ranks& ranks
   return settings;
 }
 
+/// @throws UserError  other ranks compute elsewhere
+void check_same_device(at::Device device, const Ranks& ranks) {
+  const std::string ours = at::DeviceTypeName(device.type(), /*lower_case=*/true);
+  const std::string of_first = ranks.of_first(ours);
+  together(ranks, [&] {
+    if (of_first != ours) {
+      throw UserError("--device: got " + ours + " here, but " + of_first + " at rank 0, expected the same on all");
+    }
+  });
+}
+
 /// @throws UserError  other images than the first rank's
 void check_same_images(const TrainedOn& images, const Ranks& ranks) {
   std::ostringstream ours;
@@ -258,6 +309,9 @@ void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
   const StopSignal stop;
   RunSettings settings = settings_of_first(command, ranks);
   ranks.set_timeout(std::chrono::milliseconds(std::llround(1000 * settings.process_timeout)));
+  at::Device device = at::kCPU;
+  together(ranks, [&] { device = choose_device(command.device, ranks); });
+  check_same_device(device, ranks);
 
   Dataset dataset;
   TrainedOn trained_on;
@@ -269,7 +323,7 @@ void run_pretrain(const PretrainCommand& command, const Ranks& ranks) {
     }
     trained_on = {.images = dataset.train->size(), .shape = dataset.train->shape(), .pixels = dataset.pixels};
     const TrainingData data = {.source = dataset.train, .pixels = dataset.pixels, .loader = settings.data.loader};
-    pretrainer = std::make_unique<Pretrainer>(settings.recipe, data, nullptr, ranks);
+    pretrainer = std::make_unique<Pretrainer>(settings.recipe, data, nullptr, ranks, device);
     settings.recipe = pretrainer->options();
   });
   check_same_images(trained_on, ranks);

@@ -4,11 +4,13 @@
 #include "settings/run_settings.h"
 
 #include <filesystem>
+#include <string>
 
 namespace m2teacher {
 
 struct PretrainCommand {
   RunSettings settings;
+  std::string device = "auto";   ///< as `choose_device` has it; no part of the run, which may go on on another one
   std::filesystem::path folder;  ///< of the run
   bool resume = false;           ///< go on with the run in the folder, whose settings these are
   bool overwrite = false;        ///< otherwise a folder that holds a run already is refused

@@ -1,5 +1,7 @@
 #include "data/augment.h"
 
+#include "device/upload.h"
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/affine_grid_generator.h>
@@ -40,8 +42,10 @@ at::Tensor resample(const at::Tensor& images, const at::Tensor& affine) {
   return at::grid_sampler_2d(images, grid, kBilinear, kZeroPadding, /*align_corners=*/false);
 }
 
-/// One value for each image, to be broadcast over (N, C, H, W).
-at::Tensor per_image(const at::Tensor& values) { return values.view({-1, 1, 1, 1}); }
+/// One value for each of the images, to be broadcast over (N, C, H, W).
+at::Tensor per_image(const at::Tensor& values, const at::Tensor& images) {
+  return on_device(values, images.device()).view({-1, 1, 1, 1});
+}
 
 /// Crops, scales to the images' own size, and mirrors.
 at::Tensor crop_and_flip(const at::Tensor& images, const ViewDraw& draw) {
@@ -57,17 +61,19 @@ at::Tensor crop_and_flip(const at::Tensor& images, const ViewDraw& draw) {
     to[n][0][2] = static_cast<float>(2 * box.left + box.width - 1);
     to[n][1][2] = static_cast<float>(2 * box.top + box.height - 1);
   }
-  return resample(images, affine);
+  return resample(images, on_device(affine, images.device()));
 }
 
-/// Replaces the images of the mask by what `change` makes of them; `change` gets them and their indices.
+/// Replaces the images of the mask by what `change` makes of them; `change` gets them and their indices. What is drawn
+/// lies on the CPU, so that a device need not be waited for; of it and of the indices the images' device gets copies.
 template <typename Change>
 void change_some(at::Tensor& images, const at::Tensor& mask, const Change& change) {
   const at::Tensor index = mask.nonzero().flatten();
   if (index.numel() == images.size(0)) {
     images = change(images, index);
   } else if (index.numel() > 0) {
-    images.index_copy_(0, index, change(images.index_select(0, index), index));
+    const at::Tensor there = on_device(index, images.device());
+    images.index_copy_(0, there, change(images.index_select(0, there), index));
   }
 }
 
@@ -131,7 +137,7 @@ void jitter_colours(at::Tensor& images, const ViewDraw& draw) {
       change_some(images, draw.order.select(1, turn).eq(k).logical_and_(draw.jitter),
                   [&](const at::Tensor& some, const at::Tensor& index) {
                     return colour_operation(operation, some,
-                                            per_image(draw.factors.select(1, k).index_select(0, index)));
+                                            per_image(draw.factors.select(1, k).index_select(0, index), some));
                   });
     }
   }
@@ -145,8 +151,9 @@ at::Tensor gaussian_blur(const at::Tensor& images, const at::Tensor& sigma, int6
   if (reach < 1) {
     return images;
   }
-  const at::Tensor offset = at::arange(-reach, reach + 1, at::kFloat);
-  at::Tensor weight = (offset / sigma.unsqueeze(1)).square_().mul_(-0.5).exp_();  // (N, taps)
+  const at::Tensor offset = at::arange(-reach, reach + 1, images.options().dtype(at::kFloat));
+  at::Tensor weight =
+      (offset / on_device(sigma, images.device()).unsqueeze(1)).square_().mul_(-0.5).exp_();  // (N, taps)
   weight = weight / weight.sum(1, /*keepdim=*/true);
   // Each channel of each image is a channel of one large image, with a filter of its own.
   const int64_t planes = images.size(0) * images.size(1);
@@ -220,7 +227,7 @@ at::Tensor augment(const at::Tensor& images, const ViewDraw& draw) {
     change_some(out, draw.flip, [](const at::Tensor& some, const at::Tensor&) { return some.flip({3}); });
   }
   if (draw.gamma.ne(1).any().item<bool>()) {
-    out.pow_(per_image(draw.gamma));
+    out.pow_(per_image(draw.gamma, out));
   }
   jitter_colours(out, draw);
   if (images.size(1) == kColours) {

@@ -14,7 +14,7 @@ namespace m2teacher {
 enum class ColourOperation { Brightness, Contrast, Saturation, Hue };
 inline constexpr int64_t kColourOperations = 4;
 
-/// What was drawn for one view of N images.
+/// What was drawn for one view of N images, on the CPU.
 struct ViewDraw {
   std::vector<CropBox> boxes;  ///< N; empty where the images were cropped as they were read
   at::Tensor flip;             ///< (N), bool
@@ -38,8 +38,8 @@ ViewDraw draw_view(const AugmentOptions& options, const ViewPlace& at, int64_t c
 
 /// One view of images: what `AugmentOptions` lists, in its order. Values are clamped to [0, 1] where torchvision does.
 ///
-/// @param images  (N, C, H, W), uint8
-/// @return (N, C, H, W), float32 in [0, 1]
+/// @param images  (N, C, H, W), uint8, on any device
+/// @return (N, C, H, W), float32 in [0, 1], there
 at::Tensor augment(const at::Tensor& images, const ViewDraw& draw);
 
 /// Pixels 0..255 to float32 in [0, 1].

@@ -1,5 +1,7 @@
 #include "data/image_source.h"
 
+#include "device/upload.h"
+
 #include "error.h"
 
 #include <ATen/ops/tensor.h>
@@ -13,8 +15,10 @@ namespace {
 
 constexpr int64_t kPixelValues = 256;
 
-/// A value for each channel, to be broadcast over (N, C, H, W).
-at::Tensor per_channel(const std::vector<double>& values) { return at::tensor(values, at::kFloat).view({1, -1, 1, 1}); }
+/// A value for each channel of the pixels, to be broadcast over (N, C, H, W).
+at::Tensor per_channel(const std::vector<double>& values, const at::Tensor& pixels) {
+  return on_device(at::tensor(values, at::kFloat), pixels.device()).view({1, -1, 1, 1});
+}
 
 }  // namespace
 
@@ -47,7 +51,7 @@ at::Tensor standardise_(const at::Tensor& pixels, const PixelStatistics& statist
   if (statistics.mean.size() == 1) {
     return pixels.sub_(statistics.mean[0]).div_(statistics.std[0]);
   }
-  return pixels.sub_(per_channel(statistics.mean)).div_(per_channel(statistics.std));
+  return pixels.sub_(per_channel(statistics.mean, pixels)).div_(per_channel(statistics.std, pixels));
 }
 
 std::vector<std::string> numbered_classes(const std::vector<at::Tensor>& labels) {

@@ -5,6 +5,7 @@
 #include "error.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
 
 #include <algorithm>
 #include <optional>
@@ -18,11 +19,12 @@ constexpr int64_t kMostReplacements = 1000;
 
 class MemoryBatches : public TrainingBatches {
  public:
-  MemoryBatches(at::Tensor images, BatchSampler sampler, const BatchShare& share)
-      : images_(std::move(images)), sampler_(std::move(sampler)), share_(share) {}
+  MemoryBatches(at::Tensor images, BatchSampler sampler, const BatchShare& share, bool pinned)
+      : images_(std::move(images)), sampler_(std::move(sampler)), share_(share), pinned_(pinned) {}
 
   TrainingBatch batch(int64_t number) override {
-    const at::Tensor whole = images_.index_select(0, sampler_.batch(number).narrow(0, share_.first, share_.count));
+    at::Tensor whole = at::empty({0}, images_.options().pinned_memory(pinned_));
+    at::index_select_out(whole, images_, 0, sampler_.batch(number).narrow(0, share_.first, share_.count));
     return {.views = {whole, whole}, .cropped = false};
   }
 
@@ -30,6 +32,7 @@ class MemoryBatches : public TrainingBatches {
   at::Tensor images_;
   BatchSampler sampler_;
   BatchShare share_;
+  bool pinned_;
 };
 
 /// A batch being filled, with the images that it is filled from.
@@ -42,15 +45,16 @@ struct CropBatch {
 class CropReader {
  public:
   CropReader(std::shared_ptr<const ImageSource> source, const AugmentOptions& augment, const BatchSampler& sampler,
-             const BatchShare& share, uint64_t seed)
-      : source_(std::move(source)), augment_(augment), sampler_(sampler), share_(share), seed_(seed) {}
+             const BatchShare& share, uint64_t seed, bool pinned)
+      : source_(std::move(source)), augment_(augment), sampler_(sampler), share_(share), seed_(seed), pinned_(pinned) {}
 
   CropBatch make(int64_t number) {
     const ImageShape shape = source_->shape();
     // The source writes pixel after pixel, which is channels last.
     const auto empty = [&] {
-      return at::empty({share_.count, shape.channels, shape.height, shape.width},
-                       at::TensorOptions(at::kByte).memory_format(at::MemoryFormat::ChannelsLast));
+      return at::empty(
+          {share_.count, shape.channels, shape.height, shape.width},
+          at::TensorOptions(at::kByte).memory_format(at::MemoryFormat::ChannelsLast).pinned_memory(pinned_));
     };
     return {.batch = {.views = {empty(), empty()}, .cropped = true},
             .index = sampler_.batch(number).narrow(0, share_.first, share_.count)};
@@ -86,6 +90,7 @@ class CropReader {
   BatchSampler sampler_;
   BatchShare share_;
   uint64_t seed_;
+  bool pinned_;
 };
 
 class CropBatches : public TrainingBatches {
@@ -130,12 +135,12 @@ std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data,
 
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
                                                        int64_t batch_size, const BatchShare& share, uint64_t seed,
-                                                       int64_t end) {
+                                                       int64_t end, bool pinned) {
   BatchSampler sampler(data.source->size(), batch_size, seed);
   if (const at::Tensor images = data.source->in_memory(); images.defined()) {
-    return std::make_unique<MemoryBatches>(images, std::move(sampler), share);
+    return std::make_unique<MemoryBatches>(images, std::move(sampler), share, pinned);
   }
-  auto reader = std::make_shared<CropReader>(data.source, augment, sampler, share, seed);
+  auto reader = std::make_shared<CropReader>(data.source, augment, sampler, share, seed, pinned);
   return std::make_unique<CropBatches>(std::move(reader), data.loader, share.count, end);
 }
 

@@ -42,9 +42,10 @@ class TrainingBatches {
 /// @throws UserError  the batch is larger than the source
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
                                                        int64_t batch_size, uint64_t seed, int64_t end);
-/// @param share  of each batch
+/// @param share   of each batch
+/// @param pinned  whether the images lie in pinned memory, from which a GPU copies them while it computes
 std::unique_ptr<TrainingBatches> make_training_batches(const TrainingData& data, const AugmentOptions& augment,
                                                        int64_t batch_size, const BatchShare& share, uint64_t seed,
-                                                       int64_t end);
+                                                       int64_t end, bool pinned = false);
 
 }  // namespace m2teacher

@@ -21,11 +21,11 @@ constexpr std::string_view kVelocity = "optimiser.velocity.";
 
 std::string prefix_of(int64_t rank) { return kPrefix + std::to_string(rank) + "."; }
 
-/// All values, in the order of names, as bytes.
+/// All values, in the order of names, as bytes, on the CPU.
 at::Tensor pack(const State& state) {
   std::vector<at::Tensor> parts;
   for (const auto& [name, tensor] : state) {
-    parts.push_back(tensor.contiguous().view(-1).view(at::kByte));
+    parts.push_back(tensor.cpu().contiguous().view(-1).view(at::kByte));
   }
   return at::cat(parts);
 }
@@ -79,6 +79,9 @@ void check_same_parameters(const State& state, const Ranks& ranks) {
 
 State gather_state(const Pretrainer& pretrainer, const Ranks& ranks) {
   State state = pretrainer.state();
+  for (auto& [name, tensor] : state) {
+    tensor = tensor.cpu();
+  }
   if (ranks.alone()) {
     return state;
   }

@@ -11,7 +11,7 @@ namespace m2teacher {
 // A checkpoint holds the state of the first rank, and of every other one what it has for itself, as `rank.R.NAME`, with
 // their number as `rank.count`. With one rank there are no such entries.
 
-/// The whole run's state, on the first rank; the others take part, and get their own.
+/// The whole run's state, in tensors of the CPU, on the first rank; the others take part, and get their own.
 /// @throws LostRanks
 /// @throws UserError  the parameters are not the same bits on all ranks, as they must be
 std::map<std::string, at::Tensor> gather_state(const Pretrainer& pretrainer, const Ranks& ranks);

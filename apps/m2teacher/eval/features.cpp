@@ -25,9 +25,10 @@ constexpr int64_t kStatisticsBatches = 20;
 at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatistics& pixels) {
   torch::NoGradGuard no_grad;
   encoder->eval();
+  const at::Device device = encoder->parameters().front().device();
   std::vector<at::Tensor> features;
   for (const at::Tensor& batch : images.split(kEncodeBatch)) {
-    features.push_back(encoder(standardise_(to_unit_range(batch), pixels)));
+    features.push_back(encoder(standardise_(to_unit_range(batch.to(device)), pixels)));
   }
   return at::cat(features);
 }

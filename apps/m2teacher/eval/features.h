@@ -12,12 +12,12 @@ namespace m2teacher {
 
 /// Features of images with the labels of these.
 struct LabelledFeatures {
-  at::Tensor features;  ///< (N, F), float32
+  at::Tensor features;  ///< (N, F), float32, on the encoder's device; the others are on the CPU
   at::Tensor labels;    ///< (N), int64, -1 for an image without one; undefined where there are none
   at::Tensor index;     ///< (N), int64: which images of their source; undefined where that is all of them
 };
 
-/// What the encoder makes of the images, in evaluation mode and without gradients.
+/// What the encoder makes of the images, in evaluation mode and without gradients, on its own device.
 /// @param images  (N, C, H, W), uint8
 /// @return (N, F), float32
 at::Tensor encode(Encoder& encoder, const at::Tensor& images, const PixelStatistics& pixels);
@@ -33,6 +33,7 @@ at::Tensor raw_pixels(const at::Tensor& images);
 
 /// An encoder with its initial weights, whose BatchNorm statistics were estimated on the images.
 /// @param images  (N, C, H, W), uint8
+/// @return on the CPU
 Encoder untrained_encoder(const EncoderOptions& options, const at::Tensor& images, const PixelStatistics& pixels,
                           uint64_t seed);
 

@@ -38,10 +38,12 @@ double knn_accuracy(const LabelledFeatures& queries, const LabelledFeatures& ban
                     const KnnOptions& options) {
   const Neighbours nearest = nearest_neighbours(queries.features, bank.features, options.neighbours);
   const at::Tensor weights = nearest.similarity.div(options.temperature).exp_();
-  const at::Tensor neighbour_labels = bank.labels.index_select(0, nearest.index.flatten()).view_as(nearest.index);
+  const at::Device device = nearest.index.device();
+  const at::Tensor neighbour_labels =
+      bank.labels.to(device).index_select(0, nearest.index.flatten()).view_as(nearest.index);
   const at::Tensor votes =
       at::zeros({weights.size(0), classes}, weights.options()).scatter_add_(1, neighbour_labels, weights);
-  return 100 * votes.argmax(1).eq(queries.labels).to(at::kDouble).mean().item<double>();
+  return 100 * votes.argmax(1).eq(queries.labels.to(device)).to(at::kDouble).mean().item<double>();
 }
 
 }  // namespace m2teacher

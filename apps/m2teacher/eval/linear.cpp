@@ -1,6 +1,7 @@
 #include "eval/linear.h"
 
 #include "data/batch_sampler.h"
+#include "device/upload.h"
 #include "error.h"
 #include "training/learning_rate.h"
 
@@ -38,12 +39,15 @@ struct Probe {
   at::Tensor weight;  // (classes, F)
   at::Tensor bias;    // (classes)
 
-  Probe(int64_t classes, int64_t features) : weight(at::zeros({classes, features})), bias(at::zeros({classes})) {}
+  /// @param features  (N, F): of the F and on the device that these have
+  Probe(int64_t classes, const at::Tensor& features)
+      : weight(at::zeros({classes, features.size(1)}, features.options())),
+        bias(at::zeros({classes}, features.options())) {}
 
   at::Tensor logits(const at::Tensor& features) const { return at::linear(features, weight, bias); }
 
   double accuracy(const at::Tensor& features, const at::Tensor& labels) const {
-    return 100 * logits(features).argmax(1).eq(labels).to(at::kDouble).mean().item<double>();
+    return 100 * logits(features).argmax(1).eq(labels.to(features.device())).to(at::kDouble).mean().item<double>();
   }
 };
 
@@ -56,12 +60,12 @@ double linear_accuracy(const LabelledFeatures& train, const LabelledFeatures& te
   const at::Tensor features = standardise(train.features);
   const int64_t batch_size = std::min(options.batch_size, features.size(0));
   BatchSampler sampler(features.size(0), batch_size, options.seed);
-  Probe probe(classes, features.size(1));
-  Probe velocity(classes, features.size(1));
+  Probe probe(classes, features);
+  Probe velocity(classes, features);
   for (int64_t step = 0; step < options.steps; ++step) {
     const at::Tensor index = sampler.batch(step);
-    const at::Tensor x = features.index_select(0, index);
-    const at::Tensor labels = train.labels.index_select(0, index).unsqueeze(1);
+    const at::Tensor x = features.index_select(0, on_device(index, features.device()));
+    const at::Tensor labels = on_device(train.labels.index_select(0, index).unsqueeze(1), features.device());
     // Gradient of the mean cross entropy by the logits: (softmax - one hot) / batch.
     at::Tensor gradient = probe.logits(x).softmax(1);
     gradient.scatter_add_(1, labels, at::full({batch_size, 1}, -1.0, gradient.options())).div_(batch_size);
@@ -112,9 +116,10 @@ double few_labels_accuracy(const LabelledFeatures& train, const LabelledFeatures
   for (int64_t draw = 0; draw < options.draws; ++draw) {
     const at::Tensor index =
         draw_per_class(train.labels, classes, options.labels_per_class, options.seed + static_cast<uint64_t>(draw));
-    const at::Tensor features = standardise(train.features.index_select(0, index));
-    const at::Tensor labels = train.labels.index_select(0, index);
-    Probe probe(classes, features.size(1));
+    const at::Device device = train.features.device();
+    const at::Tensor features = standardise(train.features.index_select(0, index.to(device)));
+    const at::Tensor labels = train.labels.index_select(0, index).to(device);
+    Probe probe(classes, features);
     probe.weight.requires_grad_();
     probe.bias.requires_grad_();
     torch::optim::LBFGS optimiser(

@@ -1,5 +1,7 @@
 #include "models/branch.h"
 
+#include "models/compute_dtype.h"
+
 namespace m2teacher {
 
 HeadImpl::HeadImpl(int64_t in_features, int64_t hidden, int64_t out_features, const NormFactory& norm) {
@@ -8,7 +10,7 @@ HeadImpl::HeadImpl(int64_t in_features, int64_t hidden, int64_t out_features, co
   fc2_ = register_module("fc2", torch::nn::Linear(hidden, out_features));
 }
 
-at::Tensor HeadImpl::forward(const at::Tensor& x) { return fc2_(bn_->forward(fc1_(x))); }
+at::Tensor HeadImpl::forward(const at::Tensor& x) { return multiply(fc2_, bn_->forward(multiply(fc1_, x))); }
 
 BranchImpl::BranchImpl(const BranchOptions& options, Side side, const NormFactory& norm) {
   encoder_ = register_module("encoder", Encoder(options.encoder, norm));

@@ -1,5 +1,7 @@
 #include "models/encoder.h"
 
+#include "models/compute_dtype.h"
+
 #include <ATen/ops/adaptive_avg_pool2d.h>
 #include <ATen/ops/max_pool2d.h>
 #include <torch/nn/init.h>
@@ -89,12 +91,12 @@ ResidualBlockImpl::ResidualBlockImpl(int64_t in_channels, const std::vector<Laye
 }
 
 at::Tensor ResidualBlockImpl::forward(const at::Tensor& x) {
-  const at::Tensor shortcut = downsample_bn_ ? downsample_bn_->forward(downsample_conv_(x)) : x;
+  const at::Tensor shortcut = downsample_bn_ ? downsample_bn_->forward(convolve(downsample_conv_, x)) : x;
   at::Tensor y = x;
   for (size_t i = 0; i + 1 < norms_.size(); ++i) {
-    y = norms_[i]->forward(convolutions_[i](y));
+    y = norms_[i]->forward(convolve(convolutions_[i], y));
   }
-  return norms_.back()->forward(convolutions_.back()(y), shortcut);
+  return norms_.back()->forward(convolve(convolutions_.back(), y), shortcut);
 }
 
 EncoderImpl::EncoderImpl(const EncoderOptions& options, const NormFactory& norm) : options_(options) {
@@ -121,7 +123,7 @@ void EncoderImpl::add_stage(int64_t number, int64_t& channels, int64_t blocks, i
 }
 
 at::Tensor EncoderImpl::forward(const at::Tensor& images) {
-  at::Tensor x = bn1_->forward(conv1_(in_channels_last(images)));
+  at::Tensor x = bn1_->forward(convolve(conv1_, in_channels_last(images)));
   if (max_pool_) {
     x = at::max_pool2d(x, {3, 3}, {2, 2}, {1, 1});
   }

@@ -93,9 +93,8 @@ NormFactory fused_batch_norm() {
 }
 
 NormFactory momentum_batch_norm(const std::optional<std::string>& process_group, int64_t views_per_update) {
-  return factory<FusedNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>([=](auto options) {
-    return options.process_group(process_group).views_per_update(views_per_update);
-  });
+  return factory<FusedNorm, momentum_bn::MomentumBatchNorm1d, momentum_bn::MomentumBatchNorm2d>(
+      [=](auto options) { return options.process_group(process_group).views_per_update(views_per_update); });
 }
 
 }  // namespace m2teacher

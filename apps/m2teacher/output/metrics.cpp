@@ -89,7 +89,7 @@ void MetricsFile::append(const std::string& text) {
 
 void MetricsFile::add(const StepReport& report, int64_t images, double seconds) {
   last_ = report;
-  state_.loss_sum += report.loss;
+  state_.loss_sum += report.loss();
   ++state_.loss_count;
   images_since_row_ += images;
   seconds_since_row_ += seconds;

@@ -28,7 +28,7 @@ class MetricsFile {
   /// @throws UserError  it cannot be written, is no such file, or has lost rows
   MetricsFile(const std::filesystem::path& path, const MetricsState& state);
 
-  /// @param images   seen in the step
+  /// Reads the loss. @param images   seen in the step
   /// @param seconds  that it took
   void add(const StepReport& report, int64_t images, double seconds);
   /// @param knn  accuracy in percent, where it was measured

@@ -73,7 +73,8 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
   flags.number("--accumulate", recipe.accumulate, {1, kMostBatches},
                "Batches whose gradients make one step, for steps of more images than memory holds (ours)");
   flags.number("--epochs", recipe.epochs, {1e-6, 1e6}, "Passes over the images (paper)");
-  flags.number("--steps", recipe.steps, {1}, "Training steps (ours)", "--epochs times the batches in them / --accumulate");
+  flags.number("--steps", recipe.steps, {1}, "Training steps (ours)",
+               "--epochs times the batches in them / --accumulate");
   flags.number("--warmup-epochs", recipe.warmup_epochs, {0, 1e6},
                "Passes over which the learning rate rises (published code)");
   flags.number("--warmup-steps", recipe.warmup_steps, {0}, "Steps over which the learning rate rises (ours)",

@@ -24,7 +24,7 @@ struct GradientSum::State {
     int64_t offset = 0;
     int64_t passes_left = 0;   // of the batch
     int64_t batches_left = 0;  // with the one at hand
-    at::Tensor place;  // in the bucket, as the parameter lies in memory
+    at::Tensor place;          // in the bucket, as the parameter lies in memory
   };
 
   State(const Ranks& chosen, int64_t passes_of_batch, int64_t batches_of_step)

@@ -1,16 +1,21 @@
 #include "training/pretrainer.h"
 
 #include "data/augment.h"
+#include "device/move_module.h"
 #include "dtype_and_shape.h"
 #include "error.h"
+#include "models/compute_dtype.h"
 #include "models/view_order.h"
 #include "training/learning_rate.h"
 #include "training/loss.h"
 
-#include <ATen/autocast_mode.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/tensor.h>
+#include <ATen/ops/stack.h>
+#include <momentum_bn/schedule.h>
 #include <torch/utils.h>
+
+#include <algorithm>
 
 namespace m2teacher {
 namespace {
@@ -35,13 +40,20 @@ PretrainOptions with_enough_images(PretrainOptions options, const Ranks& ranks) 
   return options;
 }
 
-double bn_momentum(const torch::nn::Module& teacher) {
-  for (const auto& module : teacher.modules()) {
-    if (const auto* layer = dynamic_cast<const momentum_bn::MomentumBatchNormLayer*>(module.get())) {
-      return layer->momentum().value_or(0);
-    }
-  }
-  return 0;
+bool has_momentum_batch_norm(const torch::nn::Module& module) {
+  const auto modules = module.modules();
+  return std::any_of(modules.begin(), modules.end(), [](const auto& part) {
+    return dynamic_cast<const momentum_bn::MomentumBatchNormLayer*>(part.get()) != nullptr;
+  });
+}
+
+std::optional<at::ScalarType> dtype_of(Precision precision) {
+  return precision == Precision::BFloat16 ? std::optional(at::kBFloat16) : std::nullopt;
+}
+
+Branch moved_to(at::Device device, Branch branch) {
+  move_module(*branch, device);
+  return branch;
 }
 
 void add_buffers(std::map<std::string, at::Tensor>& state, const std::string& prefix, const torch::nn::Module& module) {
@@ -57,48 +69,28 @@ void add_module(std::map<std::string, at::Tensor>& state, const std::string& pre
   add_buffers(state, prefix, module);
 }
 
-/// Convolutions and linear layers in bfloat16 while it lives, in this thread.
-class Autocast {
- public:
-  explicit Autocast(Precision precision) : on_(precision == Precision::BFloat16) {
-    if (on_) {
-      at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
-      at::autocast::set_autocast_enabled(at::kCPU, true);
-      // Weights change from step to step, and the cache would be shared by the two views' threads.
-      at::autocast::set_autocast_cache_enabled(false);
-    }
-  }
-  ~Autocast() {
-    if (on_) {
-      at::autocast::set_autocast_enabled(at::kCPU, false);
-    }
-  }
-  Autocast(const Autocast&) = delete;
-  Autocast& operator=(const Autocast&) = delete;
-
- private:
-  bool on_;
-};
-
 }  // namespace
 
 Pretrainer::Pretrainer(const PretrainOptions& options, TrainingData data, const NormFactory& teacher_norm,
-                       const Ranks& ranks)
+                       const Ranks& ranks, at::Device device)
     : ranks_(ranks),
+      device_(device),
+      upload_(device),
       data_(std::move(data)),
       options_(seeded(with_enough_images(resolve(options, data_.source->size(), data_.source->shape()), ranks))),
       share_(share_of_batch(options_.batch_size, ranks.rank(), ranks.count())),
       batches_(make_training_batches(data_, options_.augment, options_.batch_size, share_, options_.seed,
-                                     *options_.steps * options_.accumulate)),
-      student_(options_.model, BranchImpl::Side::Student, in_view_order(student_norm())),
+                                     *options_.steps * options_.accumulate, upload_.wants_pinned())),
+      student_(moved_to(device, Branch(options_.model, BranchImpl::Side::Student, in_view_order(student_norm())))),
       teacher_(student_,
-               Branch(options_.model, BranchImpl::Side::Teacher,
-                      in_view_order(teacher_norm ? teacher_norm : own_teacher_norm())),
+               moved_to(device, Branch(options_.model, BranchImpl::Side::Teacher,
+                                       in_view_order(teacher_norm ? teacher_norm : own_teacher_norm()))),
                *options_.steps, options_.param_momentum),
       gradients_(ranks.alone() && options_.accumulate == 1
                      ? nullptr
                      : std::make_unique<GradientSum>(*student_, ranks, kViews, options_.accumulate)),
-      optimiser_(*student_, options_.sgd_momentum, options_.weight_decay, options_.lars_trust_coefficient) {}
+      optimiser_(*student_, options_.sgd_momentum, options_.weight_decay, options_.lars_trust_coefficient),
+      threads_(device.is_cpu()) {}
 
 NormFactory Pretrainer::student_norm() const {
   return options_.student_bn == StudentNorm::Torch ? batch_norm() : fused_batch_norm();
@@ -117,8 +109,12 @@ NormFactory Pretrainer::own_teacher_norm() const {
                              kViews * options_.accumulate);
 }
 
+double Pretrainer::param_momentum() const {
+  return momentum_bn::teacher_param_momentum(steps_done_, *options_.steps, options_.param_momentum);
+}
+
 void Pretrainer::update_teacher() {
-  const double weight = 1 - teacher_->param_momentum();
+  const double weight = 1 - param_momentum();
   teacher_.update();
   if (options_.bn != TeacherNorm::Eman) {
     return;
@@ -139,21 +135,18 @@ at::Tensor Pretrainer::make_view(const TrainingBatch& batch, int64_t number, int
   return standardise_(augment(batch.views.at(static_cast<size_t>(which)), draw), data_.pixels);
 }
 
-void Pretrainer::share(StepReport& report) const {
-  if (ranks_.alone()) {
-    return;
-  }
-  const at::Tensor sums = at::tensor({report.loss, report.stop ? 1.0 : 0.0}, at::kDouble);
-  ranks_.begin_sum(sums)();
-  report.loss = sums[0].item<double>();
-  report.stop = sums[1].item<double>() > 0;
+void Pretrainer::upload(TrainingBatch& batch) {
+  const bool same = batch.views[1].is_same(batch.views[0]);
+  batch.views[0] = upload_(batch.views[0]);
+  batch.views[1] = same ? batch.views[0] : upload_(batch.views[1]);
 }
 
-double Pretrainer::add_gradients(const TrainingBatch& batch, int64_t number) {
+at::Tensor Pretrainer::add_gradients(TrainingBatch batch, int64_t number) {
+  upload(batch);
   std::array<at::Tensor, kViews> views;
   std::array<at::Tensor, kViews> targets;
   const auto see_as_teacher = [&](int64_t view) {
-    const Autocast autocast(options_.precision);
+    const ComputeDtype dtype(dtype_of(options_.precision));
     targets.at(view) = teacher_.forward(views.at(view));
   };
   threads_.run([&](int64_t view) {
@@ -171,15 +164,15 @@ double Pretrainer::add_gradients(const TrainingBatch& batch, int64_t number) {
   }
   // A part of the mean over the step's images. A batch that is the whole step has the whole.
   const double weight = static_cast<double>(share_.count) / static_cast<double>(options_.images_per_step());
-  std::array<double, kViews> losses{};
+  std::array<at::Tensor, kViews> losses;
   threads_.run([&](int64_t view) {
     at::Tensor prediction;
     {
-      const Autocast autocast(options_.precision);
+      const ComputeDtype dtype(dtype_of(options_.precision));
       prediction = student_(views.at(view));
     }
     at::Tensor loss = cosine_loss(prediction, targets.at(1 - view));
-    losses.at(view) = weight * loss.item<double>();
+    losses.at(view) = loss.detach().to(at::kDouble).mul_(weight);
     if (weight != 1) {
       loss = loss * weight;
     }
@@ -191,11 +184,11 @@ double Pretrainer::add_gradients(const TrainingBatch& batch, int64_t number) {
 
 StepReport Pretrainer::step(bool stop) {
   StepReport report;
-  report.stop = stop;
   report.step = steps_done_ + 1;
   report.learning_rate = learning_rate(steps_done_, *options_.steps, *options_.warmup_steps, *options_.learning_rate);
-  report.param_momentum = teacher_->param_momentum();
-  report.bn_momentum = bn_momentum(*teacher_.ptr());
+  report.param_momentum = param_momentum();
+  report.bn_momentum =
+      has_momentum_batch_norm(*teacher_.ptr()) ? momentum_bn::scheduled_momentum(steps_done_, *options_.steps) : 0;
 
   const int64_t first = steps_done_ * options_.accumulate;
   // Whatever torch could divide among its threads is done in here: threads of its own would be in the way of these.
@@ -207,11 +200,12 @@ StepReport Pretrainer::step(bool stop) {
       update_teacher();
     }
   });
-  report.loss = add_gradients(batch, first);
+  at::Tensor loss = add_gradients(batch, first);
   for (int64_t number = first + 1; number < first + options_.accumulate; ++number) {
-    report.loss += add_gradients(batches_->batch(number), number);
+    loss.add_(add_gradients(batches_->batch(number), number));
   }
-  share(report);
+  report.outcome = at::stack({loss, at::full({}, stop ? 1 : 0, loss.options())});
+  ranks_.begin_sum(report.outcome)();
   if (gradients_) {
     gradients_->finish();
   }

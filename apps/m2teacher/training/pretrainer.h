@@ -1,6 +1,7 @@
 #pragma once
 
 #include "data/training_batches.h"
+#include "device/upload.h"
 #include "distributed/ranks.h"
 #include "models/branch.h"
 #include "training/gradient_sum.h"
@@ -20,18 +21,27 @@ namespace m2teacher {
 /// What one step showed.
 struct StepReport {
   int64_t step = 0;  ///< 1 for the first
-  double loss = 0;   ///< 4 - 2 (q1 . k2 + q2 . k1), mean over the images: 0 to 8
   double learning_rate = 0;
   double param_momentum = 0;  ///< weight of the teacher's own parameters in this step's update
   double bn_momentum = 0;     ///< weight of the batch in the teacher's normalisation
-  bool stop = false;          ///< some rank asked for the run to end
+  at::Tensor outcome;         ///< (2), float64, of the device: the loss, and how many ranks asked for the run to end
+
+  // Both wait for the device.
+  double loss() const {
+    return outcome[0].item<double>();
+  }  ///< 4 - 2 (q1 . k2 + q2 . k1), mean over the images: 0 to 8
+  bool stop() const { return outcome[1].item<double>() > 0; }
 };
 
 /// Momentum^2 Teacher (arXiv 2101.07525): a student with a predictor learns to predict, from one view of an image, what
 /// a teacher says of the other. The teacher's parameters and its normalisation's statistics follow by momentum.
 ///
 /// After the initial weights every random number is a function of the seed, the number of the batch and the image's
-/// place in it. So a run that is taken up again by `load_state` goes on bit for bit, for a given number of threads and ranks.
+/// place in it. So a run that is taken up again by `load_state` goes on bit for bit, for a given number of threads and
+/// ranks.
+///
+/// All of it happens on one device but for drawing random numbers, so that a run's images and crops are the same on
+/// each. On a GPU no step waits for the device: what reads from it is its report.
 ///
 /// With several ranks each takes a share of the batch. The gradients of all are added up, so that the parameters stay
 /// the same on all, bit for bit. The student's normalisation takes the statistics of the rank's share; the teacher's,
@@ -41,9 +51,10 @@ class Pretrainer {
   /// @param options       what is open in them is resolved, see `options()`
   /// @param teacher_norm  normalisation of the teacher, in place of the one that the options name
   /// @param ranks         all build theirs alike
+  /// @param device        where they compute: the CPU, a GPU, or meta
   /// @throws UserError
   Pretrainer(const PretrainOptions& options, TrainingData data, const NormFactory& teacher_norm = nullptr,
-             const Ranks& ranks = {});
+             const Ranks& ranks = {}, at::Device device = at::kCPU);
 
   /// @param stop  asks for the run to end: all ranks learn of it by the report
   /// @throws UserError  an image could not be read, or another rank is lost
@@ -57,6 +68,7 @@ class Pretrainer {
   const PixelStatistics& pixels() const { return data_.pixels; }
   int64_t total_steps() const { return *options_.steps; }
   int64_t steps_done() const { return steps_done_; }
+  at::Device device() const { return device_; }
   Branch& student() { return student_; }
   const momentum_bn::MomentumTeacher<Branch>& teacher() const { return teacher_; }
 
@@ -70,7 +82,7 @@ class Pretrainer {
   /// | optimiser.velocity.*      | (as the student's parameters), float32                                        |
   /// | step                      | (), int64: steps done; epoch and place in it follow from it                   |
   ///
-  /// The tensors are the run's own, not copies: the next step changes them.
+  /// The tensors are the run's own, on its device, not copies: the next step changes them.
   std::map<std::string, at::Tensor> state() const;
 
   /// Of this state what each rank has for itself, and the rest of the run depends on: the teacher's buffers, unless its
@@ -85,18 +97,22 @@ class Pretrainer {
  private:
   /// One view of a batch of images: (B, C, H, W), standardised.
   at::Tensor make_view(const TrainingBatch& batch, int64_t number, int64_t which) const;
-  /// Adds the gradients of a batch to those of the step. @return this rank's part of the loss
-  double add_gradients(const TrainingBatch& batch, int64_t number);
+  /// Brings a batch to the device.
+  void upload(TrainingBatch& batch);
+  /// Adds the gradients of a batch to those of the step. @return (), float64: this rank's part of the loss
+  at::Tensor add_gradients(TrainingBatch batch, int64_t number);
   /// Whether the teacher's forwards wait for other ranks.
   bool synchronised() const { return options_.synchronise_statistics && !ranks_.alone(); }
   NormFactory student_norm() const;
   NormFactory own_teacher_norm() const;
+  /// Weight of the teacher's own parameters in the next update. The teacher's own number of updates lies on the device.
+  double param_momentum() const;
   /// Parameters and, with EMAN, statistics of the teacher follow the student's.
   void update_teacher();
-  /// Makes the report's loss and wish to stop those of all ranks.
-  void share(StepReport& report) const;
 
   Ranks ranks_;
+  at::Device device_;
+  Upload upload_;
   TrainingData data_;
   PretrainOptions options_;
   BatchShare share_;

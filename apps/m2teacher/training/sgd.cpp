@@ -1,21 +1,34 @@
 #include "training/sgd.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
 namespace m2teacher {
 namespace {
 
-double norm_of(const at::Tensor& values) { return at::linalg_vector_norm(values).item<double>(); }
-
 /// The gradient with its decay, scaled to the parameter's norm times the coefficient; as it is where either norm is 0.
+/// No number is read: that would wait for the device.
 at::Tensor trusted(const at::Tensor& gradient, const at::Tensor& parameter, double weight_decay, double coefficient) {
   at::Tensor decayed = gradient.add(parameter, weight_decay);
-  const double parameter_norm = norm_of(parameter);
-  const double gradient_norm = norm_of(decayed);
-  return parameter_norm > 0 && gradient_norm > 0 ? decayed.mul_(coefficient * parameter_norm / gradient_norm) : decayed;
+  const at::Tensor parameter_norm = at::linalg_vector_norm(parameter);
+  const at::Tensor gradient_norm = at::linalg_vector_norm(decayed);
+  const at::Tensor both = parameter_norm.gt(0).logical_and_(gradient_norm.gt(0));
+  return decayed.mul_(at::where(both, coefficient * parameter_norm / gradient_norm, 1));
 }
+
+/// The same step in plain operations, for devices without torch's fused kernel.
+void plain_sgd_(const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& gradients,
+                const std::vector<at::Tensor>& velocities, double weight_decay, double momentum, double learning_rate) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    velocities[i].mul_(momentum).add_(gradients[i].add(parameters[i], weight_decay));
+    parameters[i].sub_(velocities[i], learning_rate);
+  }
+}
+
+bool has_fused_kernel(at::Device device) { return device.is_cpu() || device.is_cuda(); }
 
 }  // namespace
 
@@ -67,10 +80,16 @@ void Sgd::step(double learning_rate, int64_t part, int64_t parts) {
       velocities.push_back(group->velocities[i]);
       parameter.mutable_grad().reset();
     }
-    if (!parameters.empty()) {
-      // LARS has added the decay before it scaled the gradients.
-      at::_fused_sgd_(parameters, gradients, velocities, group->trust_coefficient ? 0 : group->weight_decay, momentum_,
-                      learning_rate, /*dampening=*/0, /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
+    if (parameters.empty()) {
+      continue;
+    }
+    // LARS has added the decay before it scaled the gradients.
+    const double weight_decay = group->trust_coefficient ? 0 : group->weight_decay;
+    if (has_fused_kernel(parameters.front().device())) {
+      at::_fused_sgd_(parameters, gradients, velocities, weight_decay, momentum_, learning_rate, /*dampening=*/0,
+                      /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
+    } else {
+      plain_sgd_(parameters, gradients, velocities, weight_decay, momentum_, learning_rate);
     }
   }
 }

@@ -50,7 +50,7 @@ ViewThreads::~ViewThreads() {
 
 void ViewThreads::run(const Work& work) {
   const int threads = at::get_num_threads();
-  if (threads % 2 == 0 || threads >= kManyThreads) {
+  if (side_by_side_ && (threads % 2 == 0 || threads >= kManyThreads)) {
     run_beside(work, threads / 2);
   } else {
     work(0);

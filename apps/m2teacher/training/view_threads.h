@@ -16,7 +16,8 @@ namespace m2teacher {
 /// not divide, run side by side, too.
 class ViewThreads {
  public:
-  ViewThreads() = default;
+  /// @param side_by_side  whether there may be two threads: a device does one thing after the other in any case
+  explicit ViewThreads(bool side_by_side = true) : side_by_side_(side_by_side) {}
   ~ViewThreads();
   ViewThreads(const ViewThreads&) = delete;
   ViewThreads& operator=(const ViewThreads&) = delete;
@@ -31,6 +32,7 @@ class ViewThreads {
   void run_beside(const Work& work, int threads_each);
   void serve();
 
+  bool side_by_side_;
   std::thread thread_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -244,8 +244,8 @@ TEST(Augment, LeavesImagesAloneWhereNothingIsDrawn) {
   AugmentOptions none{.min_area = 1, .max_area = 1, .max_aspect = 1, .flip = 0, .jitter = 0, .greyscale = 0};
   none.views = {};
   const at::Tensor images = random_images(4, 3).narrow(3, 0, 9).narrow(2, 0, 9).contiguous();
-  const ViewDraw draw =
-      draw_view(none, {.seed = 0, .batch = 0, .view = 0, .place = 0}, 4, {.channels = 3, .height = 9, .width = 9}, true);
+  const ViewDraw draw = draw_view(none, {.seed = 0, .batch = 0, .view = 0, .place = 0}, 4,
+                                  {.channels = 3, .height = 9, .width = 9}, true);
   EXPECT_LT((augment(images, draw) - to_unit_range(images)).abs().max().item<double>(), 1e-5);
 }
 

@@ -139,24 +139,29 @@ const Options kRun = {{"--eval-every", kNotNatural},
 const Options kNetwork = {{"--network", {{"pupil", "pupil"}}}};
 const Options kCheckpoint = {{"--checkpoint", kAnything}};
 const Options kOut = {{"--out", kAnything}};
+const Options kDevice = {{"--device",
+                          {{"gpu", "got 'gpu', expected one of auto, cpu, cuda, cuda:N, meta"},
+                           {"cuda:", "got 'cuda:', expected one of"},
+                           {"cuda:-1", "got 'cuda:-1', expected one of"},
+                           {"cuda:1x", "got 'cuda:1x', expected one of"}}}};
 const Options kProgram = {{"--threads", outside("1 to 1024", {"0", "1025", "two"})},
                           {"--config", {{"/nowhere.toml", "/nowhere.toml"}}},
                           {"--version", kAnything}};
 
 const std::map<std::string, Options> kCommands = {
-    {"pretrain", kData + kRecipe + kRun + kOut +
+    {"pretrain", kData + kRecipe + kRun + kOut + kDevice +
                      Options{{"--resume", kAnything}, {"--overwrite", kNoFlag}, {"--or-resume", kNoFlag}}},
-    {"knn", kCheckpoint + kData + kNetwork + kSeed +
+    {"knn", kCheckpoint + kDevice + kData + kNetwork + kSeed +
                 Options{{"--neighbours", kNotCount},
                         {"--temperature", outside("0.001 to 1000", {"0", "nan"})},
                         {"--shift", kNotShare}}},
     {"linear",
-     kCheckpoint + kData + kNetwork + kSeed +
+     kCheckpoint + kDevice + kData + kNetwork + kSeed +
          Options{{"--labels-per-class", {{"-1", "got -1, expected 0 or more"}, {"1,x", "got x, expected 0 or more"}}}}},
-    {"features", kCheckpoint + kData + kNetwork + kOut},
-    {"compare", kCheckpoint + kData + kSeed},
-    {"neighbours",
-     kCheckpoint + kData + kNetwork + kOut + kSeed + Options{{"--queries", kNotCount}, {"--neighbours", kNotCount}}},
+    {"features", kCheckpoint + kDevice + kData + kNetwork + kOut},
+    {"compare", kCheckpoint + kDevice + kData + kSeed},
+    {"neighbours", kCheckpoint + kDevice + kData + kNetwork + kOut + kSeed +
+                       Options{{"--queries", kNotCount}, {"--neighbours", kNotCount}}},
     {"export", kCheckpoint + kNetwork + kOut},
     {"info", kCheckpoint + Options{{"--tensors", kNoFlag}}},
     {"time-layers", kData + kRecipe + Options{{"--recipe", kAnything}, {"--rounds", kNotCount}}},
@@ -294,6 +299,9 @@ TEST(Cli, OptionsOfPretrainThatExcludeOrNeedEachOther) {
   expect_usage_error({"pretrain", "--out", "x", "--resume", "y"}, "--out excludes --resume");
   expect_usage_error({"pretrain", "--resume", "y", "--overwrite"}, "--overwrite requires --out");
   expect_usage_error({"pretrain", "--steps", "3", "--steps", "4", "--out", "x"}, "--steps");
+  expect_usage_error({"pretrain", "--device", "meta", "--steps", "3", "--out", "x"},
+                     "--device: meta is a dry run, which writes nothing: it goes without --out and --resume");
+  expect_usage_error({"pretrain", "--device", "meta"}, "--device: meta is a dry run, which needs --steps");
 }
 
 TEST(Cli, RefusesAWrongConfig) {

@@ -12,7 +12,11 @@ constexpr const char* kHead =
     "step,images,loss,learning_rate,param_momentum,bn_momentum,teacher_knn,seconds,images_per_second\n";
 
 StepReport report(int64_t step, double loss) {
-  return {.step = step, .loss = loss, .learning_rate = 0.1, .param_momentum = 0.97, .bn_momentum = 0.5};
+  return {.step = step,
+          .learning_rate = 0.1,
+          .param_momentum = 0.97,
+          .bn_momentum = 0.5,
+          .outcome = at::tensor({loss, 0.0}, at::kDouble)};
 }
 
 TEST(MetricsFile, AveragesTheLossBetweenRows) {

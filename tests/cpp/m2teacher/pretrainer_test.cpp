@@ -40,7 +40,7 @@ std::vector<double> losses(const PretrainOptions& options, const NormFactory& no
   Pretrainer pretrainer(options, bar_data(200), norm);
   std::vector<double> out;
   for (int64_t step = 0; step < *options.steps; ++step) {
-    out.push_back(pretrainer.step().loss);
+    out.push_back(pretrainer.step().loss());
   }
   return out;
 }
@@ -82,7 +82,7 @@ TEST(Pretrainer, GoesOnFromARunWithTheOtherStudentsLayer) {
   }
   fused.load_state(saved);
   for (int step = 1; step < 4; ++step) {
-    EXPECT_NEAR(fused.step().loss, torchs.step().loss, 1e-3);
+    EXPECT_NEAR(fused.step().loss(), torchs.step().loss(), 1e-3);
   }
 }
 
@@ -96,8 +96,8 @@ TEST(Pretrainer, ReportsTheSchedules) {
     EXPECT_EQ(report.step, step + 1);
     EXPECT_NEAR(report.bn_momentum, cosine, 1e-9);
     EXPECT_NEAR(report.param_momentum, 1 - (1 - options.param_momentum) * cosine, 1e-9);
-    EXPECT_GE(report.loss, 0);
-    EXPECT_LE(report.loss, 8);
+    EXPECT_GE(report.loss(), 0);
+    EXPECT_LE(report.loss(), 8);
   }
 }
 
@@ -127,7 +127,7 @@ TEST(Pretrainer, AStepOfSeveralBatchesTakesTheMeanOfTheirGradients) {
   options.accumulate = 3;
   const TrainingData data = bar_data(100);
   Pretrainer all(options, data);
-  const double loss = all.step().loss;
+  const double loss = all.step().loss();
 
   // In the first step normalisations take no account of what was before, so each batch may as well be the only one.
   options.accumulate = 1;
@@ -137,7 +137,7 @@ TEST(Pretrainer, AStepOfSeveralBatchesTakesTheMeanOfTheirGradients) {
     Pretrainer one(options, data);
     one.set_batches(std::make_unique<LaterBatches>(
         make_training_batches(data, options.augment, options.batch_size, options.seed, 10), number));
-    mean_loss += one.step().loss / 3;
+    mean_loss += one.step().loss() / 3;
     for (const auto& [name, tensor] : one.state()) {
       at::Tensor& sum = mean[name];
       sum = sum.defined() ? sum + tensor / 3 : tensor / 3;
@@ -179,7 +179,7 @@ void expect_to_go_on_bit_for_bit(const PretrainOptions& options) {
         saved.emplace(name, tensor.clone());
       }
     }
-    const double loss = whole.step().loss;
+    const double loss = whole.step().loss();
     if (step >= 3) {
       expected.push_back(loss);
     }
@@ -189,7 +189,7 @@ void expect_to_go_on_bit_for_bit(const PretrainOptions& options) {
   resumed.load_state(saved);
   EXPECT_EQ(resumed.steps_done(), 3);
   for (const double loss : expected) {
-    EXPECT_EQ(resumed.step().loss, loss);
+    EXPECT_EQ(resumed.step().loss(), loss);
   }
   const auto state = whole.state();
   for (const auto& [name, tensor] : resumed.state()) {
