@@ -2,6 +2,9 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "ops/cpu/parallel_for.h"
+#ifdef MOMENTUM_BN_CUDA
+#include "ops/cuda/driver.h"
+#endif
 
 #include <ATen/Parallel.h>
 #include <torch/version.h>
@@ -11,9 +14,22 @@
 namespace momentum_bn {
 namespace {
 
-const char* cuda_kernels() {
 #ifdef MOMENTUM_BN_CUDA
-  return "built for compute capability " MOMENTUM_BN_CUDA;
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+/// What the machine's driver means for the kernels.
+std::string driver() {
+  if (cuda::driver_version() == 0) return "no NVIDIA driver here";
+  const std::string found = "the driver's CUDA is " + version(cuda::driver_version());
+  if (cuda::driver_suits()) return found;
+  return found + ", older than the kernels' " + version(cuda::runtime_version()) +
+         ": tensors on a GPU take the composite path";
+}
+#endif
+
+std::string cuda_kernels() {
+#ifdef MOMENTUM_BN_CUDA
+  return "built for compute capability " MOMENTUM_BN_CUDA "; " + driver();
 #else
   return "not built; tensors on a GPU take the composite path";
 #endif

@@ -77,17 +77,44 @@ def test_kernels_are_compiled_and_load_without_a_gpu(installed_python: Path, tmp
     assert "cuda" not in run("readelf", "--dynamic", library), "the CUDA runtime is inside the library"
     exported = run("nm", "--dynamic", "--defined-only", library)
     assert not re.search(r" _*cuda", exported), "and hidden in it"
+    said, registered = use_library(installed_python, library, tmp_path)
+    assert "CUDA kernels: built for compute capability 80, PTX of 80; no NVIDIA driver here" in said
+    assert set(registered) == NORMALISE | {"_teacher_update_"}
+
+    # A driver that is older than the runtime inside: torch's operations alone.
+    write_driver(tmp_path / "old", 12040)
+    said, registered = use_library(installed_python, library, tmp_path, LD_LIBRARY_PATH=str(tmp_path / "old"))
+    assert re.search(
+        r"80, PTX of 80; the driver's CUDA is 12\.4, older than the kernels' 1[3-9]\.\d: tensors on a GPU", said
+    )
+    assert set(registered) == {"_teacher_update_"}
+    write_driver(tmp_path / "new", 99000)
+    said, registered = use_library(installed_python, library, tmp_path, LD_LIBRARY_PATH=str(tmp_path / "new"))
+    assert "; the driver's CUDA is 99.0\n" in said
+    assert set(registered) >= NORMALISE
+
+
+NORMALISE = {
+    *("_advance_schedule_", "_backward", "_backward_", "_batch_statistics", "_forward_functional"),
+    *("_forward_train", "_forward_train_", "_gradient_of_input", "_gradient_sums"),
+}
+
+
+def use_library(python: Path, library: Path, folder: Path, **variables: str) -> tuple[str, list[str]]:
+    """What show_config() says after a layer was used, and the names of the operators on CUDA."""
     code = """
         import momentum_bn, torch
         print(momentum_bn.show_config())
-        print(momentum_bn.MomentumBatchNorm2d(3)(torch.rand(2, 3, 4, 4)).shape)
+        assert momentum_bn.MomentumBatchNorm2d(3)(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
         registered = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
-        print(*sorted(name.partition("::")[2] for name in registered if name.startswith("momentum_bn::")))
+        print(*(name.partition("::")[2] for name in registered if name.startswith("momentum_bn::")))
     """
-    said = run(installed_python, "-c", "if True:" + code, cwd=tmp_path, MOMENTUM_BN_LIBRARY=str(library))
-    assert "CUDA kernels: built for compute capability 80, PTX of 80" in said
-    assert "torch.Size([2, 3, 4, 4])" in said
-    assert said.splitlines()[-1].split() == [
-        *("_advance_schedule_", "_backward", "_backward_", "_batch_statistics"),
-        *("_forward_functional", "_forward_train", "_forward_train_", "_teacher_update_"),
-    ]
+    said = run(python, "-c", "if True:" + code, cwd=folder, MOMENTUM_BN_LIBRARY=str(library), **variables)
+    return said, said.splitlines()[-1].split()
+
+
+def write_driver(folder: Path, version: int) -> None:
+    """A libcuda.so.1 that knows its version and no more."""
+    folder.mkdir()
+    (folder / "driver.c").write_text(f"int cuDriverGetVersion(int* version) {{ *version = {version}; return 0; }}")
+    run("cc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "driver.c")

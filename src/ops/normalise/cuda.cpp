@@ -3,6 +3,7 @@
 // the others have any.
 
 #include "kernels/cuda/kernels.h"
+#include "ops/cuda/driver.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/runtime.h"
 #include "ops/normalise/calls.h"
@@ -414,6 +415,7 @@ TORCH_LIBRARY_FRAGMENT(momentum_bn, m) {
 }
 
 TORCH_LIBRARY_IMPL(momentum_bn, CUDA, m) {
+  if (!driver_suits()) return;  // the composite path is taken
   ops::implement<batch_statistics>(m);
   ops::implement<forward_train>(m);
   ops::implement<forward_train_>(m);

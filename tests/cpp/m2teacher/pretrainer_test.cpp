@@ -151,6 +151,29 @@ TEST(Pretrainer, AStepOfSeveralBatchesTakesTheMeanOfTheirGradients) {
   }
 }
 
+TEST(Pretrainer, FourBatchesOfEightAreOneOf32WhereNoNormalisationDependsOnTheBatch) {
+  const auto velocities = [](int64_t batch_size, int64_t accumulate) {
+    PretrainOptions options = small_recipe(10);
+    options.augment = no_augmentation();
+    options.batch_size = batch_size;
+    options.accumulate = accumulate;
+    Pretrainer pretrainer(options, bar_data(100));
+    pretrainer.student()->eval();
+    pretrainer.teacher()->eval();
+    for (int step = 0; step < 3; ++step) {
+      pretrainer.step();
+    }
+    return pretrainer.state();
+  };
+  const std::map<std::string, at::Tensor> one = velocities(32, 1);
+  for (const auto& [name, tensor] : velocities(8, 4)) {
+    if (name.starts_with("optimiser.velocity.")) {
+      const double scale = one.at(name).abs().max().item<double>();
+      EXPECT_LE((tensor - one.at(name)).abs().max().item<double>(), 1e-6 * std::max(1.0, scale)) << name;
+    }
+  }
+}
+
 TEST(Pretrainer, TeacherIsTheAverageOfTheStudent) {
   PretrainOptions options = small_recipe(3);
   options.param_momentum = 0.5;

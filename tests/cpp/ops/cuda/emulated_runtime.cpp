@@ -1,3 +1,4 @@
+#include "ops/cuda/driver.h"
 #include "ops/cuda/runtime.h"
 
 #include "kernels/cuda/devices.h"
@@ -31,6 +32,8 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t)
   std::memset(memory, value, bytes);
   return cudaSuccess;
 }
+
+bool momentum_bn::cuda::driver_suits() { return true; }
 
 /// Small, so that a few values are already shared out among blocks. The variable says how much it keeps on the chip.
 int momentum_bn::kernels::cuda::current_device(Device& device) {
