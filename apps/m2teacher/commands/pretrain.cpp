@@ -39,6 +39,7 @@ struct Run {
   std::optional<RunFolder> folder;       ///< of the first rank alone, as the metrics
   std::unique_ptr<MetricsFile> metrics;  ///< null: on the other ranks
   int64_t saved = -1;                    ///< step of the newest checkpoint; -1: none
+  double step_seconds = 0;               ///< spent in steps by this process
 };
 
 void refuse_to_overwrite(const std::filesystem::path& folder) {
@@ -115,7 +116,9 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
   }
   auto metrics = std::make_unique<MetricsFile>(folder.metrics(), rows);
   write_text_file(folder.config(), config);
-  std::cerr << "resumed after step " << pretrainer.steps_done() << '\n';
+  const int64_t step = pretrainer.steps_done();
+  std::cerr << "resumed after step " << step
+            << (step == pretrainer.total_steps() ? ", its last: the run is finished, there is nothing to do\n" : "\n");
   return metrics;
 }
 
@@ -158,6 +161,7 @@ StepReport do_step(Run& run, bool stop) {
   const auto start = std::chrono::steady_clock::now();
   const StepReport report = run.pretrainer.step(stop);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  run.step_seconds += seconds;
   if (!std::isfinite(report.loss)) {  // on all ranks alike
     together(run.ranks, [&] {
       throw UserError("the loss is no longer finite at step " + std::to_string(report.step) +
@@ -190,7 +194,7 @@ void train(Run& run, const StopSignal& stop) {
     const StepReport report = do_step(run, stop.received());
     stopping = run.ranks.alone() ? stop.received() : report.stop;
     if (progress) {
-      progress->update(report.step, report.loss);
+      progress->update(report.step, report.loss, run.step_seconds);
     }
     if (report.step % run.settings.checkpoint_every == 0) {
       save(run);
