@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -175,6 +177,45 @@ def test_command_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "torch finds no GPU here: nothing to time"
     assert not list(tmp_path.iterdir())
+
+
+ON_EMULATED_KERNELS = """
+import sys, torch
+sys.path.insert(0, "tests/python")
+import emulated_cuda
+emulated_cuda.install()
+from benchmarks.cases import Case
+from benchmarks.gpu import workloads
+from benchmarks.gpu.paths import path_of
+case = Case((4, 3, 5, 5), True)
+with torch.no_grad():
+    forward = workloads.forward_calls(case, sets=2, compiled=False)
+    paths = {name: path_of(call) for name, call in forward.items()}
+for name, call in workloads.backward_calls(case, sets=2, compiled=False).items():
+    paths["backward, " + name] = path_of(call)
+print(paths)
+"""
+
+
+@pytest.mark.parametrize(("shared_kib", "path"), [(0, SEVERAL_LAUNCHES), (28, ON_CHIP)])
+def test_paths_on_emulated_kernels(shared_kib: int, path: str) -> None:
+    """What a device that keeps nothing on chip does, and one that keeps these few values."""
+    build = Path(os.environ.get("MOMENTUM_BN_BUILD_DIR", REPOSITORY / "build"))
+    library = next(build.glob("**/lib/libemulated_cuda.so"), None)
+    if library is None:
+        pytest.skip("no C++ tests built: libemulated_cuda.so is missing")
+    environment = {"MOMENTUM_BN_LIBRARY": str(library), "EMULATED_SHARED_KIB": str(shared_kib), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ON_EMULATED_KERNELS]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    paths = ast.literal_eval(done.stdout)
+    assert {paths[name] for name in (names.OURS_FRESH, names.OURS_INPLACE, names.OURS_INPLACE_RESIDUAL_RELU)} == {path}
+    assert {paths[f"backward, {name}"] for name in (names.BATCH_NORM, names.BATCH_NORM_RELU)} == {path}
+    # Constant statistics leave no choice, and torch's layers and a copy have none.
+    for name in (names.OURS, names.OURS_RELU, names.TORCH, names.COPY):
+        assert paths[f"backward, {name}"] == ""
 
 
 def test_results_are_written_after_each_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
