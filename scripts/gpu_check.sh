@@ -13,9 +13,10 @@
 #   PYTHON             that Python (python3)
 #   GPU_ARCHITECTURES  compute capabilities to compile for (native: this machine's)
 #   BENCH_ARGS         options of the benchmark (--quick); python -m benchmarks.gpu --help lists them
+#   SECONDS_EACH       after which tests and benchmark stop, the build included (240)
 set -euo pipefail
 
-readonly LIMIT=240 # seconds of each part
+readonly LIMIT=${SECONDS_EACH:-240}
 readonly AT_ONCE=4 # files of tests on the GPU at the same time
 # What is new on a GPU comes first: time may run out.
 readonly TESTS=(cuda cuda_operators accuracy batch_norm autograd state teacher layouts mixed_dtypes inplace differential
@@ -52,7 +53,10 @@ mkdir -p "$out"
 
 # Of the part that is under way.
 began=$SECONDS
-left() { echo $((LIMIT - (SECONDS - began))); }
+left() {
+  local seconds=$((LIMIT - (SECONDS - began)))
+  echo $((seconds > 1 ? seconds : 1)) # timeout takes 0 for ever
+}
 
 configure() { # BUILD_TRAINER
   cmake -G Ninja -B build-gpu -DCMAKE_BUILD_TYPE=Release -DMOMENTUM_BN_CUDA=ON \

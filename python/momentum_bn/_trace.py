@@ -261,8 +261,9 @@ def trace(root: torch.nn.Module, call: Call) -> Trace:
 def _place(error: Exception) -> str:
     """The line of the network's code that led to an error, where there is one: beyond it are torch and this package."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*_NOT_THE_NETWORKS, "<")):
-            return f" (at {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line})"
+        if not frame.filename.startswith((*_NOT_THE_NETWORKS, "<frozen", "<eval_with_key")):
+            place = f"at {frame.filename}:{frame.lineno}, in {frame.name}"
+            return f" ({place}: {frame.line})" if frame.line else f" ({place})"
     return ""
 
 

@@ -123,6 +123,7 @@ def test_what_was_cut_short_is_named_and_a_trainer_that_failed_fails(tmp_path: P
 STUBS = {
     "cmake": """#!/usr/bin/env bash
 echo "cmake $*" >>"$CALLS"
+[[ $1 != --build ]] || sleep "${BUILD_SECONDS:-0}"
 if [[ $* == *TRAINER=ON* && $LIBRARIES == none ]]; then
   printf 'CMake Error at apps/m2teacher/CMakeLists.txt:3 (find_package):\n  no CLI11\n' >&2
   exit 1
@@ -216,6 +217,16 @@ def test_benchmark_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "-m pytest" not in calls
     assert (tmp_path / "runs/gpu/goals.txt").exists(), "below the folder that it was called from"
+
+
+def test_a_build_that_takes_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECONDS_EACH", "1")
+    monkeypatch.setenv("BUILD_SECONDS", "2")
+    done, calls = check(tmp_path, "all", "results")
+    assert done.returncode == 0, done.stderr
+    assert "-m pytest" not in calls, "the tests were left no time"
+    goal = next(line for line in done.stdout.splitlines() if line.startswith("tests that fail"))
+    assert goal.endswith("not measured")
 
 
 @pytest.mark.parametrize("arguments", [("speed",), ("all", "a", "b")])
