@@ -53,8 +53,8 @@ mkdir -p "$out"
 
 # Of the part that is under way.
 began=$SECONDS
-left() {
-  local seconds=$((LIMIT - (SECONDS - began)))
+left() { # SECONDS_FOR_WHAT_FOLLOWS
+  local seconds=$((LIMIT - (SECONDS - began) - ${1:-0}))
   echo $((seconds > 1 ? seconds : 1)) # timeout takes 0 for ever
 }
 
@@ -77,7 +77,7 @@ build_library() {
 build_trainer() {
   if cmake -L -N build-gpu | grep -q 'MOMENTUM_BN_BUILD_TRAINER:BOOL=OFF'; then
     echo "skipped, as a library of the trainer is missing: $(grep -m 1 -A 2 'CMake Error' "$out/configure.txt" | tr -s '\n ' ' ')"
-  elif timeout "$(left)" nice cmake --build build-gpu --target m2teacher; then
+  elif timeout "$(left 20)" nice cmake --build build-gpu --target m2teacher; then
     echo built
   else
     echo "it could not be built in time: see trainer-build.txt"
@@ -120,8 +120,7 @@ run_tests() {
   local name seconds
   for name in "${TESTS[@]}"; do
     while (($(jobs -rp | wc -l) >= AT_ONCE)); do wait -n || true; done
-    # The trainer's steps come after them.
-    seconds=$(($(left) - 30))
+    seconds=$(left 20) # the trainer's steps come after them
     if ((seconds < 5)); then
       echo "no time was left" | tee "$out/tests/$name.txt"
       continue
@@ -139,10 +138,9 @@ run_tests() {
 run_bench() {
   began=$SECONDS
   build_library
-  # One case may still be under way when the benchmark's own time is over.
-  local seconds=$(($(left) - 20))
+  # A table may still be under way when the benchmark's own time is over.
   # shellcheck disable=SC2086 (options, separated by spaces)
-  timeout "$(left)" "$python" -m benchmarks.gpu ${BENCH_ARGS:---quick} --seconds "$seconds" --out "$out" ||
+  timeout "$(left)" "$python" -m benchmarks.gpu ${BENCH_ARGS:---quick} --seconds "$(left 20)" --out "$out" ||
     { say "the benchmark ended with an error or out of time"; failed=1; }
   say "benchmark done after $((SECONDS - began)) s"
 }
