@@ -106,9 +106,11 @@ PYTHON
   local steps=(build-gpu/bin/m2teacher pretrain --data "idx:$out/images" --architecture resnet18 --batch-size 64
     --steps 3 --warmup-steps 0 --device cuda --overwrite --out "$out/trainer")
   if timeout "$(left)" "${steps[@]}" >"$out/trainer.txt" 2>&1; then
-    echo "three steps done" >>"$out/trainer.txt"
+    result="three steps done"
+  else
+    result="failed: $(tail -n 1 "$out/trainer.txt")"
   fi
-  tail -n 1 "$out/trainer.txt"
+  echo "$result" | tee -a "$out/trainer.txt"
 }
 
 run_tests() {

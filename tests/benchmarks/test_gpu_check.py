@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -210,6 +211,17 @@ def test_the_trainer_takes_three_steps_on_the_device(tmp_path: Path) -> None:
     assert (images / "train-images-idx3-ubyte").stat().st_size == 16 + 256 * 28 * 28
     assert (images / "t10k-labels-idx1-ubyte").stat().st_size == 8 + 64
     assert "-m benchmarks.gpu --quick" not in calls
+
+
+def test_a_trainer_that_fails_is_told(tmp_path: Path) -> None:
+    trainer = tmp_path / "tree/build-gpu/bin/m2teacher"
+    trainer.parent.mkdir(parents=True)
+    trainer.write_text("#!/bin/sh\necho no such device >&2\nexit 1\n")
+    trainer.chmod(0o755)
+    done, _ = check(tmp_path, "tests", "results", libraries="all")
+    assert done.returncode == 1
+    assert (tmp_path / "results/trainer.txt").read_text() == "no such device\nfailed: no such device\n"
+    assert re.search(r"three steps of the trainer .* failed: no such device +NO$", done.stdout, re.MULTILINE)
 
 
 def test_benchmark_alone(tmp_path: Path) -> None:
