@@ -56,15 +56,10 @@ MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
 
 # Of the GPU commands, which install nothing and use PYTHON as it is.
 GPU_ARCHITECTURES ?= native
-GPU_OUT := runs/gpu
-GPU_ENV = env PYTHONPATH=python MOMENTUM_BN_LIBRARY="$$PWD/build-gpu/lib/libmomentum_bn.so"
-GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy autograd batch_norm checkpointing convert \
-  differential errors func functional inplace layouts mixed_dtypes modules ops state teacher)
-SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all
-GPU_PYTEST = "$(PYTHON)" -m pytest --device cuda $(GPU_TESTS)
+GPU_CHECK = PYTHON="$(PYTHON)" GPU_ARCHITECTURES='$(GPU_ARCHITECTURES)' BENCH_ARGS='$(or $(ARGS),--quick)' scripts/gpu_check.sh
 
 .PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize bench gpu bench-gpu sanitize-gpu \
-  gpu-library lint lint-quick clean build-tests quick-tests system-packages same-torch FORCE
+  lint lint-quick clean build-tests quick-tests system-packages same-torch FORCE
 
 help: ## list these commands, with how long each takes on two processors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -108,27 +103,14 @@ sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer, UndefinedBeh
 bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
 
-gpu: gpu-library ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu (some 15 minutes, not measured)
-	@status=0; $(GPU_ENV) $(GPU_PYTEST) --junitxml $(GPU_OUT)/tests.xml 2>&1 | tee $(GPU_OUT)/tests.txt || status=1; \
-	  $(GPU_ENV) "$(PYTHON)" -m benchmarks.gpu --out $(GPU_OUT) $(ARGS) || status=1; exit $$status
+gpu: ## on a machine with a GPU: build, run the tests on it, time it; results in runs/gpu (at most 8 minutes)
+	@$(GPU_CHECK) all
 
-bench-gpu: gpu-library ## time the layer beside its peers on a GPU, into runs/gpu (some 8 minutes, not measured; ARGS=--quick: 2)
-	@$(GPU_ENV) "$(PYTHON)" -m benchmarks.gpu --out $(GPU_OUT) $(ARGS)
+bench-gpu: ## time the layer beside its peers on a GPU, into runs/gpu (at most 4 minutes)
+	@$(GPU_CHECK) bench
 
-sanitize-gpu: gpu-library ## run the tests on a GPU under compute-sanitizer's memcheck and racecheck (1 hour, not measured)
-	@# With memory of its own for each tensor, which CUDA graphs cannot have, an access beyond one is noticed.
-	@$(GPU_ENV) PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(GPU_PYTEST) -k 'not graph' 2>&1 \
-	  | tee $(GPU_OUT)/memcheck.txt
-	@$(GPU_ENV) $(SANITIZER) --tool racecheck $(GPU_PYTEST) 2>&1 | tee $(GPU_OUT)/racecheck.txt
-
-gpu-library:
-	@echo "-- building the library with CUDA kernels in build-gpu/"
-	@mkdir -p $(GPU_OUT)
-	@{ cmake -G Ninja -B build-gpu -DCMAKE_BUILD_TYPE=Release \
-	    -DPython_EXECUTABLE="$$("$(PYTHON)" -c 'import sys; print(sys.executable)')" \
-	    -DMOMENTUM_BN_CUDA=ON -DMOMENTUM_BN_CUDA_ARCHITECTURES='$(GPU_ARCHITECTURES)' \
-	    -DMOMENTUM_BN_BUILD_TRAINER=OFF -DMOMENTUM_BN_BUILD_TESTS=OFF && cmake --build build-gpu; } \
-	  >$(GPU_OUT)/build.txt 2>&1 || { cat $(GPU_OUT)/build.txt >&2; exit 1; }
+sanitize-gpu: ## run some tests on a GPU under compute-sanitizer's memcheck and racecheck (not measured)
+	@$(GPU_CHECK) sanitize
 
 lint: lint-quick setup ## check style, types and common mistakes, in both languages (20 minutes)
 	@# A configuration of its own: with several sources compiled together, none has a command of its own.

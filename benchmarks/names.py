@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FORWARD = "forward"
 TRAINING = "forward + backward"
+BACKWARD = "backward alone"
 STUDENT = "BatchNorm, forward + backward"
 STEP = "student forward + backward, teacher forward"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import names
 from ..cases import Case
-from ..layer_workloads import TOTAL_ITERS, PublishedFormulas, make_ours, make_published, make_torch
+from ..layer_workloads import TOTAL_ITERS, PublishedFormulas, make_batch_norm, make_ours, make_published, make_torch
 from ..timing import Call
 from .timing import in_turn
 
@@ -71,40 +71,64 @@ def forward_calls(case: Case, sets: int, compiled: bool) -> dict[str, Call]:
 
 def training_calls(case: Case, sets: int, compiled: bool) -> dict[str, Call]:
     """Forward and backward (dx, dweight, dbias)."""
-    inputs = [(case.make().requires_grad_(), case.make(), case.make()) for _ in range(sets)]  # x, dy, a copy's place
-    torch_native = make_torch(case)
-    blocks: dict[str, tuple[Block, nn.Module]] = {
-        name: (layer, layer)
-        for name, layer in {
-            names.OURS: make_ours(case),
-            names.OURS_RELU: make_ours(case, activation="relu"),
-            names.TORCH: make_torch(case),
-            names.PUBLISHED: make_published(case),
-        }.items()
-    }
-    blocks[names.TORCH_NATIVE] = without_cudnn(torch_native), torch_native
+    blocks = _differentiated(case)
+    blocks[names.PUBLISHED] = (published := make_published(case)), published
     if compiled:
-        formulas = compiled_formulas(case)
-        blocks[names.PUBLISHED_COMPILED] = formulas, formulas
+        blocks[names.PUBLISHED_COMPILED] = (formulas := compiled_formulas(case)), formulas
 
-    def training(block: Block, layer: nn.Module, x: Tensor, dy: Tensor) -> Call:
-        wanted = [x, *layer.parameters()]
+    def training(block: Block, wanted: list[Tensor], x: Tensor, dy: Tensor) -> Call:
         return lambda: torch.autograd.grad(block(x), wanted, dy)
 
+    return _gradient_calls(case, sets, blocks, training)
+
+
+def backward_calls(case: Case, sets: int, compiled: bool) -> dict[str, Call]:  # noqa: ARG001 (as the others have it)
+    """Backward alone (dx, dweight, dbias), of a forward pass that was done before and is kept."""
+
+    def backward(block: Block, wanted: list[Tensor], x: Tensor, dy: Tensor) -> Call:
+        y = block(x)
+        return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
+
+    return _gradient_calls(case, sets, _differentiated(case), backward)
+
+
+def _differentiated(case: Case) -> dict[str, tuple[Block, nn.Module]]:
+    """Layers, each with what is called for it."""
+    layers: dict[str, nn.Module] = {
+        names.OURS: make_ours(case),
+        names.OURS_RELU: make_ours(case, activation="relu"),
+        names.BATCH_NORM: make_batch_norm(case),
+        names.BATCH_NORM_RELU: make_batch_norm(case, activation="relu"),
+        names.TORCH: make_torch(case),
+    }
+    torch_native = make_torch(case)
+    blocks: dict[str, tuple[Block, nn.Module]] = {name: (layer, layer) for name, layer in layers.items()}
+    return blocks | {names.TORCH_NATIVE: (without_cudnn(torch_native), torch_native)}
+
+
+def _gradient_calls(
+    case: Case,
+    sets: int,
+    blocks: dict[str, tuple[Block, nn.Module]],
+    make_call: Callable[[Block, list[Tensor], Tensor, Tensor], Call],
+) -> dict[str, Call]:
+    inputs = [(case.make().requires_grad_(), case.make(), case.make()) for _ in range(sets)]  # x, dy, a copy's place
     calls = {names.COPY: in_turn([partial(out.copy_, dy) for _, dy, out in inputs])}
     return calls | {
-        name: in_turn([training(block, layer, x, dy) for x, dy, _ in inputs]) for name, (block, layer) in blocks.items()
+        name: in_turn([make_call(block, [x, *layer.parameters()], x, dy) for x, dy, _ in inputs])
+        for name, (block, layer) in blocks.items()
     }
 
 
-def small_calls(case: Case) -> dict[str, Call]:
+def small_calls(case: Case, compiled: bool) -> dict[str, Call]:
     """Forward without gradients of an input so small that launches are all there is."""
     x, out = case.make(), case.make()
     layers: dict[str, nn.Module] = {
         names.OURS_FRESH: make_ours(case),
         names.TORCH: make_torch(case),
-        names.PUBLISHED_COMPILED: compiled_formulas(case),
     }
+    if compiled:
+        layers[names.PUBLISHED_COMPILED] = compiled_formulas(case)
     return {names.COPY: partial(out.copy_, x)} | {name: partial(layer, x) for name, layer in layers.items()}
 
 

@@ -14,7 +14,7 @@ struct MOMENTUM_BN_API BatchNormOptions {
 
   /// Number of channels C of the input. Must be at least 0, as in torch.
   TORCH_ARG(int64_t, num_features);
-  /// Added to the variance under the square root. Must be positive.
+  /// Added to the variance under the square root. Must be positive and finite.
   TORCH_ARG(double, eps) = 1e-5;
   /// Weight of the new batch in the running statistics, in [0, 1]; nullopt: cumulative average.
   TORCH_ARG(std::optional<double>, momentum) = 0.1;

@@ -36,7 +36,7 @@ struct MOMENTUM_BN_API MomentumBatchNormOptions {
 
   /// Number of channels C of the input. Must be at least 0, as in torch.
   TORCH_ARG(int64_t, num_features);
-  /// Added to the variance under the square root. Must be positive.
+  /// Added to the variance under the square root. Must be positive and finite.
   TORCH_ARG(double, eps) = 1e-5;
   /// Weight of the new batch in the blend until the schedule first moves it, towards 0; in [0, 1];
   /// nullopt: cumulative average, weight 1 / (cur_iter + 1), no schedule. (A teacher's `param_momentum` is the weight

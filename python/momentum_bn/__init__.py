@@ -55,7 +55,7 @@ __all__ = [
 __version__: str = built_as()[0]
 
 cmake_prefix_path: str = str(_library_path.parent.parent)
-"""Where CMake finds the C++ package: add it to CMAKE_PREFIX_PATH, beside ``torch.utils.cmake_prefix_path``."""
+"""Where CMake finds the C++ package, as CMAKE_PREFIX_PATH. The package finds torch by itself: docs/install.md."""
 
 
 def show_config() -> str:

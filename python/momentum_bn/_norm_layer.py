@@ -75,7 +75,7 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
         Raises:
             ValueError: wrong rank or number of channels, a residual that does not fit, one value per channel in
                 training, or a training forward inside a backward pass (plain ``torch.utils.checkpoint``).
-            TypeError: integer or complex input.
+            TypeError: integer or complex input, a residual that is no tensor.
         """
         self._check_input_dim(input)
         # Straight from the dicts: Module.__getattr__ would cost more than the rest of this function.
@@ -85,6 +85,8 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401 (self.bias is slow)
         buffers = self._buffers
         running_mean = buffers["running_mean"]
+        if residual is not None and not isinstance(residual, Tensor):
+            raise TypeError(f"residual must be a tensor or None (got {type(residual).__name__})")
         may_overwrite = self.inplace and self._may_overwrite(input, residual, weight, bias)
 
         if self.training or running_mean is None:

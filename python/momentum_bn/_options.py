@@ -32,6 +32,14 @@ def as_float(name: str, value: Any) -> float:
     return float(value)
 
 
+def as_bool(name: str, value: Any) -> bool:
+    """Returns ``value`` as a bool. Raises TypeError for what is not True or False: ``"no"`` would be true."""
+    # 1 and 0 are taken, as torch's layers take them.
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False (got {value!r})")
+
+
 def as_word(value: Any) -> str:
     """Returns ``value`` as a str. What is none is an unknown word, too: the operators say which there are."""
     return value if isinstance(value, str) else repr(value)
@@ -116,8 +124,8 @@ class Options:
         object.__setattr__(self, "total_iters", as_int("total_iters", self.total_iters))
         object.__setattr__(self, "momentum", as_momentum(self.momentum))
         object.__setattr__(self, "views_per_update", as_int("views_per_update", self.views_per_update))
-        object.__setattr__(self, "inplace", bool(self.inplace))
-        object.__setattr__(self, "detach_statistics", bool(self.detach_statistics))
+        object.__setattr__(self, "inplace", as_bool("inplace", self.inplace))
+        object.__setattr__(self, "detach_statistics", as_bool("detach_statistics", self.detach_statistics))
         object.__setattr__(self, "process_group", as_group_name(self.process_group))
 
     def check(self, num_features: int, eps: float) -> None:

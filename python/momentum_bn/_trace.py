@@ -5,9 +5,11 @@ from __future__ import annotations
 import builtins
 import gc
 import operator
+import os
 import random
 import sys
 import threading
+import traceback
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +30,8 @@ _HOOKS = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_
 _OF_EVERY_MODULE = frozenset(dir(torch.nn.Module())) - {"training"}
 _DEVICES_WITH_AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 _MISSING = object()
+# Folders whose code is none of the network's. torch has layers, too, which are called as they are.
+_NOT_THE_NETWORKS = tuple(os.path.dirname(source) + os.sep for source in (__file__, torch.__file__))
 _EXAMPLES: dict[type, Any] = {Tensor: torch.empty(0, device="cpu"), tuple: ()}
 # Tracing patches classes of torch, for all threads.
 _LOCK = threading.RLock()
@@ -244,14 +248,23 @@ def trace(root: torch.nn.Module, call: Call) -> Trace:
         try:
             graph = recorder.record(call)
         except Untraceable as error:
-            refusal = str(error)
+            refusal = f"{error}{_place(error)}"
         except Exception as error:
-            refusal = f"{type(error).__name__}: {error}"
+            refusal = f"{type(error).__name__}: {error}{_place(error)}"
         finally:
             changed = before.restore()
         if changed and not refusal:
             graph, refusal = None, f"its forward changes {changed}"
         return Trace(graph, refusal, recorder.watch())
+
+
+def _place(error: Exception) -> str:
+    """The line of the network's code that led to an error, where there is one: beyond it are torch and this package."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*_NOT_THE_NETWORKS, "<frozen", "<eval_with_key")):
+            place = f"at {frame.filename}:{frame.lineno}, in {frame.name}"
+            return f" ({place}: {frame.line})" if frame.line else f" ({place})"
+    return ""
 
 
 class _Recorder(fx.Tracer):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._norm_layer import NormLayer, refuse_sync_batchnorm
-from ._options import Activation, Options, as_float, as_int, as_momentum
+from ._options import Activation, Options, as_bool, as_float, as_int, as_momentum
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -29,7 +29,7 @@ class BatchNorm(NormLayer):
 
     Args:
         num_features: number of channels C.
-        eps: added to the variance under the square root; positive.
+        eps: added to the variance under the square root; positive and finite.
         momentum: weight of the new batch in the running statistics. None: a cumulative average.
         affine: whether there is a weight (and see ``bias``) to learn.
         track_running_stats: False: no buffers; the batch normalises itself, in training and in evaluation.
@@ -83,6 +83,8 @@ class BatchNorm(NormLayer):
         """See the class."""
         num_features = as_int("num_features", num_features)
         eps = as_float("eps", eps)
+        affine, bias = as_bool("affine", affine), as_bool("bias", bias)
+        track_running_stats = as_bool("track_running_stats", track_running_stats)
         options = Options(momentum=momentum, activation=activation, inplace=inplace, process_group=process_group)
         options.check(num_features, eps)
         super().__init__(num_features, eps, options.momentum, affine, track_running_stats, device=device, dtype=dtype)

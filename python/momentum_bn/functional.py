@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._options import Options, Variance, as_float, as_word
+from ._options import Options, Variance, as_bool, as_float, as_word
 
 __all__ = ["momentum_batch_norm"]
 
@@ -43,7 +43,7 @@ def momentum_batch_norm(
         bias: (C), or None.
         training: whether the batch enters the statistics that normalise it.
         momentum: weight m of the batch, in [0, 1].
-        eps: added to the variance under the square root; positive.
+        eps: added to the variance under the square root; positive and finite.
         variance: ``"published"``, ``"unbiased"`` or ``"biased"``, see :class:`momentum_bn.MomentumBatchNorm`.
 
     Returns:
@@ -59,6 +59,7 @@ def momentum_batch_norm(
         >>> b_mean.shape
         torch.Size([3])
     """
+    training = as_bool("training", training)
     momentum, eps = as_float("momentum", momentum), as_float("eps", eps)
     if training or running_mean is None or running_var is None:
         y, b_mean, b_var, _ = _forward_functional(

@@ -67,6 +67,8 @@ def fuse(module: Network) -> Network:
     if isinstance(_forward_of(module), FusedForward) or is_layer(module):
         return module
     name = type(module).__name__
+    if _is_wrapper(module):
+        raise ValueError(f"cannot fuse {name}: fuse the network inside, before it is wrapped: {name}(fuse(network))")
     if not any(map(is_layer, module.modules())):
         raise ValueError(f"cannot fuse {name}: it has no layers of this library, convert its BatchNorms first")
     if _forward_of(module) is not None:
@@ -249,6 +251,11 @@ def _foreseen_call(module: torch.nn.Module) -> Call:
 
 def _forward_of(module: torch.nn.Module) -> Any:
     return vars(module).get("forward")
+
+
+def _is_wrapper(module: torch.nn.Module) -> bool:
+    """Whether its forward is about another network's, and not to be told by a graph."""
+    return isinstance(module, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel))
 
 
 def _check_module(module: Any) -> None:

@@ -15,6 +15,7 @@ from ._options import (
     Options,
     Schedule,
     Variance,
+    as_bool,
     as_float,
     as_int,
     as_momentum,
@@ -85,7 +86,7 @@ class MomentumBatchNorm(NormLayer):
 
     Args:
         num_features: number of channels C.
-        eps: added to the variance under the square root; positive.
+        eps: added to the variance under the square root; positive and finite.
         momentum: weight of the new batch in [0, 1] until the schedule first moves it, towards 0. (The
             ``param_momentum`` of a teacher is the weight of the old, and goes to 1.) None: a cumulative average, weight
             1 / (cur_iter + 1), and no schedule.
@@ -187,6 +188,8 @@ class MomentumBatchNorm(NormLayer):
         """See the class."""
         num_features = as_int("num_features", num_features)
         eps = as_float("eps", eps)
+        affine, bias = as_bool("affine", affine), as_bool("bias", bias)
+        track_running_stats = as_bool("track_running_stats", track_running_stats)
         options = Options(
             total_iters,
             momentum,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Unpack
 
-from ._options import TeacherOptions, as_float, as_int, check_option_names
+from ._options import TeacherOptions, as_bool, as_float, as_int, check_option_names
 from .convert import Network, convert_momentum_batchnorm
 from .fuse import fuse_parts, fused_layers, unfuse
 from .momentum_batch_norm import MomentumBatchNorm, checked_total_iters
@@ -121,6 +121,7 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         self._total_iters = as_int("total_iters", total_iters)
         self._initial_param_momentum = as_float("param_momentum", param_momentum)
         _teacher_param_momentum(0, self._total_iters, self._initial_param_momentum)
+        fuse = as_bool("fuse", fuse)
         _check_is_module("student", student)
         if "activation" in options:
             raise TypeError(

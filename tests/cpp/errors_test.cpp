@@ -124,6 +124,8 @@ TEST(Errors, Options) {
   expect_contains(words(MomentumBatchNormOptions(good).momentum(nan)), {"momentum"});
   expect_contains(words(MomentumBatchNormOptions(good).eps(0)), {"eps"});
   expect_contains(words(MomentumBatchNormOptions(good).eps(nan)), {"eps"});
+  expect_contains(words(MomentumBatchNormOptions(good).eps(std::numeric_limits<double>::infinity())),
+                  {"eps must be positive and finite (got inf)"});
   expect_contains(words(MomentumBatchNormOptions(good).views_per_update(0)), {"views_per_update", "0"});
   expect_contains(words(MomentumBatchNormOptions(good).process_group("world")), {"process_group", "'world'"});
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -195,12 +197,22 @@ def test_residual(residual, inplace, training):
         m(x, residual)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("residual", [1.0, False, [[1.0]], "x"], ids=str)
+@pytest.mark.parametrize("make", [momentum_bn.BatchNorm2d, momentum_bn.MomentumBatchNorm2d])
+def test_residual_that_is_no_tensor(make, residual, training):
+    m = make(3).train(training)
+    words = rf"residual must be a tensor or None \(got {type(residual).__name__}\)"
+    with unchanged(m), pytest.raises(TypeError, match=words):
+        m(torch.rand(4, 3, 2, 2), residual)
+
+
 # --- options --------------------------------------------------------------------------------------
 
 BAD_OPTIONS = [
     ("total_iters", 0), ("total_iters", -5), ("momentum", -0.1), ("momentum", 1.5), ("momentum", float("nan")),
-    ("eps", 0.0), ("eps", -1e-5), ("eps", float("nan")), ("schedule", "linear"), ("schedule", ""),
-    ("variance", "torch"),
+    ("eps", 0.0), ("eps", -1e-5), ("eps", float("nan")), ("eps", float("inf")),
+    ("schedule", "linear"), ("schedule", ""), ("variance", "torch"),
     ("activation", "gelu"), ("activation", "ReLU"), ("views_per_update", 0), ("views_per_update", -1),
 ]  # fmt: skip
 
@@ -215,6 +227,39 @@ def test_bad_option(dim, name, value):
         "nan" if value != value else str(value).rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     )
     assert spelled in str(e.value) or repr(value) in str(e.value), "what came is named"
+
+
+@pytest.mark.parametrize("value", ["no", "", None, 2, 0.0, []], ids=repr)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (make, name)
+        for make in (momentum_bn.BatchNorm2d, momentum_bn.MomentumBatchNorm2d)
+        for name in ("affine", "bias", "track_running_stats", "inplace", "detach_statistics")
+        if make is momentum_bn.MomentumBatchNorm2d or name != "detach_statistics"
+    ],
+)
+def test_flags_are_true_or_false(make, name, value):
+    with pytest.raises(TypeError, match=re.escape(f"{name} must be True or False (got {value!r})")):
+        make(3, **{name: value})
+    for flag in (0, 1):  # torch's layers take them
+        assert repr(make(3, **{name: flag})) == repr(make(3, **{name: bool(flag)}))
+
+
+def test_flags_of_functions_are_true_or_false():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    before = repr(net)
+    statistics = torch.zeros(3), torch.ones(3)
+    calls = {
+        "fuse": lambda: momentum_bn.MomentumTeacher(net, 10, fuse="no"),
+        "inplace": lambda: momentum_bn.convert_batchnorm(net, inplace="no"),
+        "detach_statistics": lambda: momentum_bn.convert_momentum_batchnorm(net, 10, detach_statistics="no"),
+        "training": lambda: momentum_batch_norm(torch.rand(4, 3), *statistics, training="no"),
+    }
+    for name, call in calls.items():
+        with unchanged(net), pytest.raises(TypeError, match=rf"{name} must be True or False \(got 'no'\)"):
+            call()
+    assert repr(net) == before
 
 
 @pytest.mark.parametrize(("name", "word"), [("schedule", "constant"), ("variance", "unbiased"), ("activation", "relu")])
@@ -253,7 +298,7 @@ def test_negative_number_of_channels():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("momentum", 1.5), ("momentum", -0.5), ("eps", 0.0), ("eps", -1.0), ("variance", "torch")],
+    [("momentum", 1.5), ("momentum", -0.5), ("eps", 0.0), ("eps", -1.0), ("eps", float("inf")), ("variance", "torch")],
 )
 def test_bad_option_of_the_function(name, value):
     with pytest.raises(ValueError, match=name):

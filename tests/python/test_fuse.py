@@ -973,6 +973,8 @@ def test_data_parallel(tmp_path: Any) -> None:
     try:
         net, written = fuse(resnet()), resnet()
         wrapped = nn.parallel.DistributedDataParallel(net)
+        with pytest.raises(ValueError, match=r"DistributedDataParallel\(fuse\(network\)\)"):
+            fuse(wrapped)
         for each in (wrapped, written):
             each(images()).sum().backward()
         for ours, theirs in zip(net.parameters(), written.parameters(), strict=True):
@@ -1099,6 +1101,33 @@ def test_other_networks_that_cannot_be_fused() -> None:
     for function in (fuse, unfuse, fused_layers):
         with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module \(got int\)"):
             function(1)
+
+
+def test_a_wrapped_network_is_fused_inside() -> None:
+    net = Net()
+    with pytest.raises(ValueError, match=r"cannot fuse DataParallel: .* inside.*: DataParallel\(fuse\(network\)\)"):
+        fuse(nn.DataParallel(net))
+    assert "forward" not in vars(net)
+
+
+def test_a_refusal_names_the_line_of_the_network() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = norm()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.mean() > 0 else self.bn(x)
+
+    line = Inner.forward.__code__.co_firstlineno + 1
+    words = f"cannot fuse Sequential: .*control flow.* (at {__file__}:{line}, in forward: return x if x.mean() > 0 else"
+    with pytest.raises(ValueError) as e:
+        fuse(nn.Sequential(Inner()))
+    start, end = words.split(".*control flow.* ")
+    assert str(e.value).startswith(start) and end in str(e.value) and "control flow" in str(e.value)
+    with pytest.raises(ValueError) as e:
+        fuse(Net(_no_grad))
+    assert f"at {__file__}:{_no_grad.__code__.co_firstlineno + 2}, in _no_grad:" in str(e.value)
 
 
 def test_a_layer_alone() -> None:

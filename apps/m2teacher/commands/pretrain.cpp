@@ -43,6 +43,7 @@ struct Run {
   int64_t saved = -1;                                       ///< step of the newest checkpoint; -1: none
   std::vector<StepReport> unread = {};                      ///< of the steps since the device was last waited for
   std::chrono::steady_clock::time_point unread_since = {};  ///< when the first of these began
+  double step_seconds = 0;                                  ///< spent in steps by this process
 };
 
 void refuse_to_overwrite(const std::filesystem::path& folder) {
@@ -119,7 +120,9 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
   }
   auto metrics = std::make_unique<MetricsFile>(folder.metrics(), rows);
   write_text_file(folder.config(), config);
-  std::cerr << "resumed after step " << pretrainer.steps_done() << '\n';
+  const int64_t step = pretrainer.steps_done();
+  std::cerr << "resumed after step " << step
+            << (step == pretrainer.total_steps() ? ", its last: the run is finished, there is nothing to do\n" : "\n");
   return metrics;
 }
 
@@ -189,20 +192,21 @@ bool read_reports(Run& run, std::optional<Progress>& progress) {
   bool stop = false;
   run.unread.back().loss();  // waits for the device, which belongs to the steps' time
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - run.unread_since;
+  const double seconds = took.count() / static_cast<double>(run.unread.size());  // of each
   for (const StepReport& report : run.unread) {
     check_finite(run, report);
     stop = stop || report.stop();
     if (run.ranks.first()) {
-      run.metrics->add(report, run.settings.recipe.images_per_step(),
-                       took.count() / static_cast<double>(run.unread.size()));
+      run.metrics->add(report, run.settings.recipe.images_per_step(), seconds);
     }
   }
   if (run.ranks.first() && row_due(run, run.unread.back().step)) {
     write_row(run, run.unread.back().step);
   }
   for (const StepReport& report : run.unread) {
+    run.step_seconds += seconds;
     if (progress) {
-      progress->update(report.step, report.loss());
+      progress->update(report.step, report.loss(), run.step_seconds);
     }
   }
   run.unread.clear();

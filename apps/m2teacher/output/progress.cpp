@@ -29,13 +29,13 @@ Progress::Progress(std::ostream& stream, bool terminal, int64_t total_steps, int
     : stream_(stream), terminal_(terminal), total_steps_(total_steps), images_per_step_(images_per_step) {}
 
 double Progress::images_per_second() const {
-  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
-  return seconds > 0 ? static_cast<double>(steps_done_ * images_per_step_) / seconds : 0;
+  return step_seconds_ > 0 ? static_cast<double>(steps_done_ * images_per_step_) / step_seconds_ : 0;
 }
 
-void Progress::update(int64_t step, double loss) {
+void Progress::update(int64_t step, double loss, double step_seconds) {
   mean_loss_ = steps_done_ == 0 ? loss : kLossDecay * mean_loss_ + (1 - kLossDecay) * loss;
   ++steps_done_;
+  step_seconds_ = step_seconds;
   const auto pause = terminal_ ? Clock::duration(kRedraw) : Clock::duration(kPlainLine);
   if (step == total_steps_ || steps_done_ == 1 || Clock::now() - last_drawn_ >= pause) {
     last_drawn_ = Clock::now();
@@ -44,11 +44,11 @@ void Progress::update(int64_t step, double loss) {
 }
 
 void Progress::draw(int64_t step) {
-  const double rate = images_per_second();
-  const double left = rate > 0 ? static_cast<double>((total_steps_ - step) * images_per_step_) / rate : 0;
+  const double passed = std::chrono::duration<double>(Clock::now() - start_).count();
+  const double left = passed / static_cast<double>(steps_done_) * static_cast<double>(total_steps_ - step);
   std::ostringstream line;
   line << "step " << step << '/' << total_steps_ << std::fixed << std::setprecision(3) << "  loss " << mean_loss_
-       << std::setprecision(0) << "  " << rate << " images/s  " << format_duration(left) << " left";
+       << std::setprecision(0) << "  " << images_per_second() << " images/s  " << format_duration(left) << " left";
   if (!terminal_) {
     stream_ << line.str() << '\n';
     return;

@@ -8,7 +8,7 @@
 namespace m2teacher {
 
 /// Says on a stream how far a training run is: a bar that redraws itself on a terminal, now and then a plain line
-/// elsewhere. Shows the running mean of the loss, images per second and the time left.
+/// elsewhere. Shows the running mean of the loss, images per second of the steps and the time left of everything.
 class Progress {
  public:
   /// @param terminal  whether the stream is one
@@ -17,10 +17,11 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  void update(int64_t step, double loss);
+  /// @param step_seconds  spent in steps so far: without what lies between them, evaluations and checkpoints
+  void update(int64_t step, double loss, double step_seconds);
   /// Ends the line of a bar that is not full.
   void end();
-  /// Mean over the run so far; 0 before the first update.
+  /// Mean over the steps so far; 0 before the first update.
   double images_per_second() const;
 
  private:
@@ -33,6 +34,7 @@ class Progress {
   int64_t total_steps_;
   int64_t images_per_step_;
   int64_t steps_done_ = 0;
+  double step_seconds_ = 0;
   double mean_loss_ = 0;
   bool line_is_open_ = false;
   Clock::time_point start_ = Clock::now();

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace momentum_bn {
@@ -14,7 +15,9 @@ void check_num_features(int64_t num_features) {
   TORCH_CHECK_VALUE(num_features >= 0, "num_features must be at least 0 (got ", num_features, ")");
 }
 
-void check_eps(double eps) { TORCH_CHECK_VALUE(eps > 0, "eps must be positive (got ", eps, ")"); }
+void check_eps(double eps) {
+  TORCH_CHECK_VALUE(eps > 0 && std::isfinite(eps), "eps must be positive and finite (got ", eps, ")");
+}
 
 void check_momentum(std::optional<double> momentum) {
   TORCH_CHECK_VALUE(!momentum || (*momentum >= 0 && *momentum <= 1), "momentum must be None or in [0, 1] (got ",

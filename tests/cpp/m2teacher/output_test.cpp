@@ -23,20 +23,21 @@ TEST(Progress, WritesPlainLinesWhereThereIsNoTerminal) {
   std::ostringstream stream;
   Progress progress(stream, /*terminal=*/false, 3, 32);
   for (int64_t step = 1; step <= 3; ++step) {
-    progress.update(step, 2.5);
+    progress.update(step, 2.5, 4.0 * static_cast<double>(step));  // of which no time has passed
   }
   EXPECT_TRUE(stream.str().starts_with("step 1/3  loss 2.500  ")) << stream.str();
   EXPECT_TRUE(stream.str().ends_with("images/s  0:00 left\n")) << stream.str();
   EXPECT_PRED2(contains, stream.str(), "step 3/3");
   EXPECT_FALSE(contains(stream.str(), "\r")) << stream.str();
-  EXPECT_GT(progress.images_per_second(), 0);
+  EXPECT_DOUBLE_EQ(progress.images_per_second(), 8);
+  EXPECT_PRED2(contains, stream.str(), "  8 images/s  ");
 }
 
 TEST(Progress, RedrawsABarOnATerminal) {
   std::ostringstream stream;
   Progress progress(stream, /*terminal=*/true, 2, 32);
-  progress.update(1, 1);
-  progress.update(2, 1);
+  progress.update(1, 1, 1);
+  progress.update(2, 1, 2);
   EXPECT_TRUE(stream.str().starts_with("\r[###############...............] step 1/2")) << stream.str();
   EXPECT_PRED2(contains, stream.str(), "\r[##############################] step 2/2");
   EXPECT_TRUE(stream.str().ends_with("\033[K\n")) << stream.str();
@@ -46,7 +47,7 @@ TEST(Progress, EndsTheLineOfABarThatIsNotFull) {
   std::ostringstream stream;
   {
     Progress progress(stream, /*terminal=*/true, 2, 32);
-    progress.update(1, 1);
+    progress.update(1, 1, 1);
     EXPECT_FALSE(stream.str().ends_with('\n')) << stream.str();
   }
   EXPECT_TRUE(stream.str().ends_with("\033[K\n")) << stream.str();

@@ -173,6 +173,7 @@ def test_time_layers_names_the_machine(m2teacher: Run, data: Path) -> None:
         ("Momentum BatchNorm, ours", "BatchNorm, ours"),
     ]
     assert "1 threads, allocator" in result.stdout
+    assert "views_per_update" not in result.stderr, "nobody trains with these teachers"
 
 
 def test_progress_is_plain_lines_where_stderr_is_no_terminal(m2teacher: Run, data: Path, tmp_path: Path) -> None:

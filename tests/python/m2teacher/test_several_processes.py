@@ -502,7 +502,7 @@ def test_out_or_resume(m2teacher: Run, images: Path, tmp_path: Path) -> None:
     assert m2teacher(*arguments).returncode == 0
     again = m2teacher(*arguments)
     assert again.returncode == 0
-    assert f"resumed after step {STEPS}" in again.stderr
+    assert f"resumed after step {STEPS}, its last: the run is finished, there is nothing to do" in again.stderr
     other = m2teacher(*arguments, "--seed", 5)
     assert other.returncode == 1
     assert "--seed: got 5, but the run in" in other.stderr
