@@ -6,7 +6,8 @@ auditwheel then names the wheel by the oldest glibc that has all symbols that it
 library that neither torch nor every Linux has.
 
 The same commit gives the same bytes, with the same compiler and toolkit: neither the time nor the names of folders get
-in. Runs in an environment with the packages of the extra `wheel` (pyproject.toml).
+in. ccache has a part in that: it names files by their place below the folder of the build. Runs in an environment with
+the packages of the extra `wheel` (pyproject.toml).
 """
 
 from __future__ import annotations
@@ -93,6 +94,9 @@ def build_for(minor: str, build: Path, commit_time: str) -> Path:
         *("-C", f"build-dir={build}/build-{minor}"),
         *(argument for name, value in options.items() for argument in ("-C", f"cmake.define.{name}={value}")),
         PATH=path_with(nvcc(build).parent),
+        CMAKE_CXX_COMPILER_LAUNCHER="ccache",
+        CCACHE_BASEDIR=str(SOURCE),
+        CCACHE_NOHASHDIR="1",
         CXXFLAGS=relative_names,
         CUDAFLAGS=f"-Xcompiler={relative_names}",
         LDFLAGS="-Wl,-z,defs",  # every symbol is in one of the libraries named
@@ -176,6 +180,8 @@ def repair(merged: Path, build: Path, dist: Path, commit_time: str) -> Path:
 def main() -> None:
     """Builds the wheel and prints where it is."""
     build, dist = (Path(argument).resolve() for argument in sys.argv[1:])
+    if not shutil.which("ccache"):
+        sys.exit("error: ccache is not on PATH")
     commit_time = os.environ.get("SOURCE_DATE_EPOCH") or run("git", "-C", SOURCE, "log", "-1", "--format=%ct")
     merged = build / "merged"
     shutil.rmtree(merged, ignore_errors=True)
