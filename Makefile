@@ -140,7 +140,7 @@ lint-quick: .venv/.lint ## the same without clang-tidy, and without a build (15 
 	@$(VENV_BIN)/mypy
 	@$(VENV_BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
-wheel: system-packages ## one wheel for torch 2.11 to 2.14, CPU and GPU, in dist/ (some 60 minutes, then 5 by ccache; 5 GB)
+wheel: system-packages ## one wheel for torch 2.11 to 2.14, CPU and GPU, in dist/ (some 40 minutes, then 3 by ccache; 6 GB)
 	@"$(PYTHON)" -m venv build-wheel/venv
 	@build-wheel/venv/bin/python -m pip install -qq $$(sed -n 's/^wheel = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
 	@build-wheel/venv/bin/python scripts/build_wheel.py build-wheel dist
