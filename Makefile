@@ -59,7 +59,7 @@ GPU_ARCHITECTURES ?= native
 GPU_CHECK = PYTHON="$(PYTHON)" GPU_ARCHITECTURES='$(GPU_ARCHITECTURES)' BENCH_ARGS='$(or $(ARGS),--quick)' scripts/gpu_check.sh
 
 .PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize bench gpu bench-gpu sanitize-gpu \
-  lint lint-quick clean build-tests quick-tests system-packages same-torch FORCE
+  lint lint-quick wheel clean build-tests quick-tests system-packages same-torch FORCE
 
 help: ## list these commands, with how long each takes on two processors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -123,8 +123,13 @@ lint-quick: .venv/.lint ## the same without clang-tidy, and without a build (15 
 	@$(VENV_BIN)/mypy
 	@$(VENV_BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
+wheel: system-packages ## one wheel for torch 2.11 to 2.14, CPU and GPU, in dist/ (some 40 minutes, then 3 by ccache; 6 GB)
+	@"$(PYTHON)" -m venv build-wheel/venv
+	@build-wheel/venv/bin/python -m pip install -qq $$(sed -n 's/^wheel = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@build-wheel/venv/bin/python scripts/build_wheel.py build-wheel dist
+
 clean: ## remove .venv, build folders and caches (keeps runs/)
-	@rm -rf .venv build build-debug build-asan build-tsan build-gpu dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build build-debug build-asan build-tsan build-gpu build-wheel dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system-packages:

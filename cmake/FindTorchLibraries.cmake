@@ -15,14 +15,16 @@
 # Sets TorchLibraries_FOUND, TorchLibraries_VERSION, TorchLibraries_INCLUDE_DIRS and TorchLibraries_LIBRARY_DIR, and makes the
 # target TorchLibraries::torch. Each file found can be overridden: TorchLibraries_INCLUDE_DIR, TorchLibraries_<name>_LIBRARY.
 
-# The folder of torch that Python would import, without importing it.
+# The folder of torch that Python would import, without importing it. pip, where it builds in an environment of its own, hides
+# all packages of the environment that it installs into; there the folder is known by its place.
 function(momentum_bn_torch_of_python result)
   find_package(Python 3.10 QUIET COMPONENTS Interpreter)
   set(folder "")
   if(Python_Interpreter_FOUND)
     execute_process(
       COMMAND "${Python_EXECUTABLE}" -c
-              "import importlib.util as i; s = i.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
+              "import importlib.util as i, sysconfig as c; s = i.find_spec('torch')
+print(s.submodule_search_locations[0] if s else c.get_path('platlib') + '/torch')"
       OUTPUT_VARIABLE folder ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
   endif()
   set(${result} "${folder}" PARENT_SCOPE)

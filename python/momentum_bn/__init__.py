@@ -15,7 +15,7 @@ Example:
 
 import torch
 
-from ._library import built_as, find_library, load_library
+from ._library import built_as, find_library, load_library, prefix_of
 
 _library_path = find_library(__path__)
 load_library(_library_path)
@@ -54,7 +54,7 @@ __all__ = [
 
 __version__: str = built_as()[0]
 
-cmake_prefix_path: str = str(_library_path.parent.parent)
+cmake_prefix_path: str = str(prefix_of(_library_path))
 """Where CMake finds the C++ package, as CMAKE_PREFIX_PATH. The package finds torch by itself: docs/install.md."""
 
 

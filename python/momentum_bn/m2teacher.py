@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from . import cmake_prefix_path
+from . import _library_path
 
 LIBRARY_VARIABLE = "MOMENTUM_BN_TRAINER_LIBRARY"
 
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str], process_group: str = "") -> int:
 
 
 def _library() -> Path:
-    path = Path(os.environ.get(LIBRARY_VARIABLE) or Path(cmake_prefix_path) / "lib" / "libm2teacher.so")
+    path = Path(os.environ.get(LIBRARY_VARIABLE) or _library_path.with_name("libm2teacher.so"))
     if not path.is_file():
         raise ImportError(
             f"m2teacher: {path} is not there: momentum_bn was installed without its trainer. From its source tree, "

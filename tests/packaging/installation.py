@@ -41,6 +41,12 @@ def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> str:
     return result.stdout
 
 
+def package_folder(python: Path) -> Path:
+    """The folder of momentum_bn in an environment, which pip installed there."""
+    (folder,) = python.parents[1].glob("lib/python3*/site-packages/momentum_bn")
+    return folder
+
+
 def cuda_kernels_line() -> str:
     """What show_config() says of CUDA kernels after a build that was asked for nothing: as docs/install.md has it."""
     nvcc = shutil.which("nvcc")

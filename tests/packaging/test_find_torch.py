@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import venv
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,23 @@ def test_a_file_that_does_not_describe_torch_cpu_is_warned_of(tmp_path: Path) ->
     lines = (TARGETS / "2.13-cpu.cmake").read_text().replace("torch_cpu", "torch_host")
     found, words = macros(tmp_path / "asks", describe_torch(tmp_path / "torch", lines))
     assert found == "" and "Caffe2Targets.cmake does not describe torch_cpu" in words
+
+
+def test_torch_of_the_environment_that_pip_installs_into(tmp_path: Path) -> None:
+    """`pip install .` builds where that environment's packages cannot be imported."""
+    venv.create(tmp_path / "environment", symlinks=True)
+    python = tmp_path / "environment" / "bin" / "python"
+    site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").strip())
+    describe_torch(site_packages / "torch", (TARGETS / "2.13-cpu.cmake").read_text())
+    hides = tmp_path / "hides"
+    hides.mkdir()
+    (hides / "sitecustomize.py").write_text(
+        f"import sys\nsys.path = [p for p in sys.path if p != {str(site_packages)!r}]\n"
+    )
+    assert "None" in run(python, "-c", "import importlib.util as i; print(i.find_spec('torch'))", PYTHONPATH=str(hides))
+    (tmp_path / "CMakeLists.txt").write_text(ASKS)
+    asks = ("cmake", "-G", "Ninja", "-S", tmp_path, "-B", tmp_path / "build", f"-DPython_EXECUTABLE={python}")
+    assert f"macros: [{MACROS}]" in run(*asks, PYTHONPATH=str(hides))
 
 
 @pytest.mark.parametrize("generator", ["Ninja", "Unix Makefiles"])

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from installation import CONSUMER, SOURCE, attempt, build_consumer, cuda_kernels_line, readme_snippet, run
+from installation import (
+    CONSUMER,
+    SOURCE,
+    attempt,
+    build_consumer,
+    cuda_kernels_line,
+    package_folder,
+    readme_snippet,
+    run,
+)
 
 NEEDED = {
     *("libtorch.so", "libtorch_cpu.so", "libc10.so"),
     *("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libm.so.6", "libc.so.6"),
 }
-
-
-def package_folder(python: Path) -> Path:
-    (folder,) = python.parents[1].glob("lib/python3*/site-packages/momentum_bn")
-    return folder
 
 
 def test_pip_install_imports_away_from_the_source_tree(installed_python: Path, tmp_path: Path) -> None:

@@ -259,4 +259,5 @@ def test_meta_tensors_keep_shape_dtype_and_memory_format(shape, options):
 
 
 def test_show_config():
-    assert torch.__version__.split("+")[0] in torch.ops.momentum_bn._show_config()
+    minor = ".".join(torch.__version__.split(".")[:2])  # a library serves all of its patches
+    assert f"built with torch {minor}." in torch.ops.momentum_bn._show_config()

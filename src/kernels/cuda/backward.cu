@@ -7,7 +7,7 @@
 #include "kernels/cuda/start.h"
 
 namespace momentum_bn::kernels::cuda {
-namespace {
+inline namespace backward_kernels {
 
 struct BackwardParameters {
   BackwardArgs args;
@@ -122,7 +122,7 @@ int sums_then_input_gradient(const BackwardArgs& args, const Device& device) {
   return start_input_gradient(p);
 }
 
-}  // namespace
+}  // namespace backward_kernels
 
 int backward(const BackwardArgs& args, const Device& device) {
   if (!args.through_statistics || !args.dx) {

@@ -7,7 +7,7 @@
 #include "kernels/cuda/tile.h"
 
 namespace momentum_bn::kernels::cuda {
-namespace {
+inline namespace backward_on_chip_kernels {
 
 struct OnChipParameters {
   BackwardArgs args;  // dx is null: only dresidual is written while the sums are made
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   of_tile.wait_for_others();
 }
 
-}  // namespace
+}  // namespace backward_on_chip_kernels
 
 int backward_on_chip(const BackwardArgs& args, const Tiling& tiling) {
   OnChipParameters p = {args, args.dx, tiling, on_chip_memory_of(args.type, tiling, kKeptBackward)};

@@ -7,7 +7,7 @@
 #include <mutex>
 
 namespace momentum_bn::kernels::cuda {
-namespace {
+inline namespace current_device_kernels {
 
 /// A kernel that is only asked what it was compiled for.
 __global__ void nothing_kernel() {}
@@ -40,7 +40,7 @@ int ask_all(int index, Device& device) {
   return error;
 }
 
-}  // namespace
+}  // namespace current_device_kernels
 
 int current_device(Device& device) {
   static std::mutex mutex;

@@ -9,7 +9,7 @@
 #include "kernels/cuda/start.h"
 
 namespace momentum_bn::kernels::cuda {
-namespace {
+inline namespace forward_kernels {
 
 struct ForwardParameters {
   ForwardArgs args;
@@ -138,7 +138,7 @@ int in_two_launches(const ForwardArgs& args, int vector, const Device& device) {
   return start_normalize(p);
 }
 
-}  // namespace
+}  // namespace forward_kernels
 
 int forward(const ForwardArgs& args, const Device& device) {
   const int vector = vector_of(args.type, args.shape, {args.x, args.residual, args.y});

@@ -10,7 +10,7 @@
 #include "kernels/cuda/tile.h"
 
 namespace momentum_bn::kernels::cuda {
-namespace {
+inline namespace forward_on_chip_kernels {
 
 struct OnChipParameters {
   ForwardArgs args;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   tile_blend.update();
 }
 
-}  // namespace
+}  // namespace forward_on_chip_kernels
 
 int forward_on_chip(const ForwardArgs& args, const Tiling& tiling) {
   const OnChipParameters p = {args, tiling, on_chip_memory_of(args.type, tiling, kKeptForward)};

@@ -4,7 +4,7 @@
 #include "kernels/cuda/start.h"
 
 namespace momentum_bn::kernels::cuda {
-namespace {
+inline namespace schedule_kernels {
 
 struct ScheduleParameters {
   int64_t* cur_iter;
@@ -15,7 +15,7 @@ struct ScheduleParameters {
 
 __global__ void schedule_kernel(const ScheduleParameters p) { p.momentum.advance(p.cur_iter, p.total_iters, p.cosine); }
 
-}  // namespace
+}  // namespace schedule_kernels
 
 int advance_schedule(int64_t* cur_iter, void* momentum, bool momentum_is_float, int64_t total_iters, bool cosine,
                      Stream stream) {
