@@ -5,7 +5,7 @@
 #   TORCH     the torch to install with pip instead, as torch==2.14.1; for a .venv that does not exist yet
 #   SKIP_APT  1: leave Debian's packages alone
 #   JOBS      how many tests run at a time (the number of processors, at most 8)
-#   ARGS      for `make bench`, `make bench-gpu` and `make study`: their options; --help lists them
+#   ARGS      for `make bench`, `make bench-gpu`, `make mutants` and `make study`: their options; --help lists them
 #   FUZZ_SECONDS  for `make fuzz`: how long each reader is tried (60)
 #   RUN       for `make report`: the folder of a run of the trainer
 #   GPU_ARCHITECTURES  for `make gpu` and its like: compute capabilities to compile for (native: this machine's)
@@ -69,7 +69,7 @@ GPU_TESTS := $(patsubst %,tests/python/test_%.py,cuda cuda_operators accuracy au
 SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all
 GPU_PYTEST = "$(PYTHON)" -m pytest --device cuda $(GPU_TESTS)
 
-.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize fuzz bench gpu bench-gpu sanitize-gpu \
+.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize fuzz mutants bench gpu bench-gpu sanitize-gpu \
   gpu-library lint lint-quick clean build-tests quick-tests system-packages same-torch FORCE
 
 help: ## list these commands, with how long each takes on two processors
@@ -126,6 +126,9 @@ fuzz: setup ## give each reader of the trainer files that a fuzzer makes up, und
 	    >build-fuzz/$$reader.txt 2>&1 || { tail -40 build-fuzz/$$reader.txt >&2; exit 1; }; \
 	  grep -E '^stat::(number_of_executed_units|average_exec_per_sec)' build-fuzz/$$reader.txt; \
 	done
+
+mutants: build-tests ## plant 40 faults one at a time and see that the tests named for them fail (1 hour)
+	@$(VENV_BIN)/python -m tests.mutants $(ARGS)
 
 bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
