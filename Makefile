@@ -5,7 +5,8 @@
 #   TORCH     the torch to install with pip instead, as torch==2.14.1; for a .venv that does not exist yet
 #   SKIP_APT  1: leave Debian's packages alone
 #   JOBS      how many tests run at a time (the number of processors, at most 8)
-#   ARGS      for `make bench`, `make bench-gpu` and `make study`: their options; --help lists them
+#   ARGS      for `make bench`, `make bench-gpu`, `make mutants` and `make study`: their options; --help lists them
+#   FUZZ_SECONDS  for `make fuzz`: how long each reader is tried (60)
 #   RUN       for `make report`: the folder of a run of the trainer
 #   GPU_ARCHITECTURES  for `make gpu` and its like: compute capabilities to compile for (native: this machine's)
 
@@ -21,6 +22,12 @@ JOBS ?= $(shell processors=$$(nproc); echo $$((processors < 8 ? processors : 8))
 
 SYSTEM_PACKAGES := cmake g++ ninja-build ccache zlib1g-dev libjpeg62-turbo-dev libpng-dev libcli11-dev libxxhash-dev \
   nlohmann-json3-dev libgtest-dev qemu-user g++-aarch64-linux-gnu iproute2 dataset-fashion-mnist
+
+# clang's libFuzzer; the kernels need clang 16 or newer.
+FUZZ_PACKAGES := clang-16 libclang-rt-16-dev
+FUZZ_CXX := clang++-16
+FUZZ_READERS := idx cifar10 jpeg png safetensors toml
+FUZZ_SECONDS ?= 60
 
 VENV_BIN := .venv/bin
 PIP_INSTALL := $(VENV_BIN)/python -m pip install -qq
@@ -58,8 +65,8 @@ MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
 GPU_ARCHITECTURES ?= native
 GPU_CHECK = PYTHON="$(PYTHON)" GPU_ARCHITECTURES='$(GPU_ARCHITECTURES)' BENCH_ARGS='$(or $(ARGS),--quick)' scripts/gpu_check.sh
 
-.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize bench gpu bench-gpu sanitize-gpu \
-  lint lint-quick wheel clean build-tests quick-tests system-packages same-torch FORCE
+.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize fuzz mutants bench gpu bench-gpu \
+  sanitize-gpu lint lint-quick wheel clean build-tests quick-tests system-packages same-torch FORCE
 
 help: ## list these commands, with how long each takes on two processors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -100,6 +107,25 @@ sanitize: .venv/.torch ## run the C++ tests under AddressSanitizer, UndefinedBeh
 	  ctest --preset $$preset -j $(JOBS); \
 	done
 
+fuzz: setup ## give each reader of the trainer files that a fuzzer makes up, under sanitizers (6 minutes, and 15 to build)
+	@scripts/install_system_packages.sh $(FUZZ_PACKAGES)
+	@CXX=$(FUZZ_CXX) cmake --preset fuzz -DPython_EXECUTABLE="$$PWD/$(VENV_BIN)/python" >/dev/null
+	@cmake --build --preset fuzz $(BUILD_QUIETLY)
+	@$(VENV_BIN)/python tests/fuzz/make_seeds.py build-fuzz/seeds
+	@# torch is not compiled so, and its containers are not annotated.
+	@for reader in $(FUZZ_READERS); do \
+	  mkdir -p build-fuzz/corpus/$$reader build-fuzz/found/$$reader; \
+	  echo "-- $$reader, $(FUZZ_SECONDS) s"; \
+	  ASAN_OPTIONS=detect_container_overflow=0 READER=$$reader build-fuzz/bin/fuzz_readers -max_len=65536 -timeout=60 \
+	    -malloc_limit_mb=256 -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+	    -artifact_prefix=build-fuzz/found/$$reader/ build-fuzz/corpus/$$reader build-fuzz/seeds/$$reader \
+	    >build-fuzz/$$reader.txt 2>&1 || { tail -40 build-fuzz/$$reader.txt >&2; exit 1; }; \
+	  grep -E '^stat::(number_of_executed_units|average_exec_per_sec)' build-fuzz/$$reader.txt; \
+	done
+
+mutants: build-tests ## plant 40 faults one at a time and see that the tests named for them fail (1 hour)
+	@$(VENV_BIN)/python -m tests.mutants $(ARGS)
+
 bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
 
@@ -129,7 +155,7 @@ wheel: system-packages ## one wheel for torch 2.11 to 2.14, CPU and GPU, in dist
 	@build-wheel/venv/bin/python scripts/build_wheel.py build-wheel dist
 
 clean: ## remove .venv, build folders and caches (keeps runs/)
-	@rm -rf .venv build build-debug build-asan build-tsan build-gpu build-wheel dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build build-debug build-asan build-tsan build-fuzz build-gpu build-wheel dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system-packages:

@@ -11,4 +11,10 @@ class UserError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A file that the system does not let us read: whether it is whole is not known.
+class ReadError : public UserError {
+ public:
+  using UserError::UserError;
+};
+
 }  // namespace m2teacher

@@ -309,6 +309,19 @@ def test_batchnorm_load_state_dict_with_meta_device():
     assert same_bits(m(x), saved(x))
 
 
+def test_plain_state_dict_assigned_to_a_layer_on_meta_gives_it_a_new_schedule():
+    with torch.device("meta"):
+        m = momentum_bn.MomentumBatchNorm2d(3, momentum=0.5)
+    plain = nn.BatchNorm2d(3)
+    plain(torch.rand(4, 3, 5, 5))
+    m.load_state_dict(copy.deepcopy(plain.state_dict()), assign=True, strict=True)
+    expected = momentum_bn.MomentumBatchNorm2d(3, momentum=0.5)
+    expected.load_state_dict(plain.state_dict(), strict=True)
+    assert_same(snapshot(m), snapshot(expected))
+    x = torch.rand(4, 3, 5, 5)
+    assert same_bits(m(x), expected(x))
+
+
 def test_loaded_bf16_state_keeps_the_schedule_in_float64():
     saved = momentum_bn.MomentumBatchNorm2d(3, momentum=0.1).state_dict()
     m = momentum_bn.MomentumBatchNorm2d(3).bfloat16()

@@ -130,6 +130,8 @@ std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& folder,
   for (const CheckpointFile& file : list_checkpoints(folder)) {
     try {
       return read_checkpoint(file.path);
+    } catch (const ReadError&) {
+      throw;
     } catch (const UserError& error) {
       notes << "skipped: " << printable(error.what()) << '\n';
     }

@@ -45,6 +45,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& path);
 
 /// The newest checkpoint in the folder of a run that is whole. Says on `notes` which damaged ones it skips.
 /// @return none where there is none
+/// @throws ReadError  one cannot be read, which may be whole
 std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& folder, std::ostream& notes);
 
 /// A checkpoint by its file's name or by that of its run's folder, then the newest whole one. @throws UserError

@@ -85,8 +85,11 @@ std::filesystem::path RunFolder::checkpoint(int64_t step) const {
 bool RunFolder::is_still_ours() const {
   struct stat there = {};
   struct stat ours = {};
-  return stat(path_.c_str(), &there) == 0 && fstat(lock_.get(), &ours) == 0 && there.st_dev == ours.st_dev &&
-         there.st_ino == ours.st_ino;
+  const bool found = stat(path_.c_str(), &there) == 0;
+  if ((!found && errno != ENOENT && errno != ENOTDIR) || fstat(lock_.get(), &ours) != 0) {
+    throw UserError(path_.string() + ": cannot be looked at: " + std::strerror(errno));
+  }
+  return found && there.st_dev == ours.st_dev && there.st_ino == ours.st_ino;
 }
 
 void RunFolder::check_still_ours() const {

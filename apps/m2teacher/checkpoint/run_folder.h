@@ -40,8 +40,9 @@ class RunFolder {
 
   /// Whether the path still leads to the folder that was locked. One that was removed, moved or made anew may be
   /// another run's.
+  /// @throws UserError  the system does not say
   bool is_still_ours() const;
-  /// @throws UserError  it is not
+  /// @throws UserError  it is not, or the system does not say
   void check_still_ours() const;
 
   /// Removes everything of a run that the folder holds, and nothing else.

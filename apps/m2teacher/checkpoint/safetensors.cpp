@@ -250,7 +250,7 @@ class Reader {
     errno = 0;
     stream_.open(path, std::ios::binary);
     if (!stream_) {
-      throw UserError(file_ + ": cannot be opened: " + std::strerror(errno));
+      throw ReadError(file_ + ": cannot be opened: " + std::strerror(errno));
     }
     size_ = std::filesystem::file_size(path);
   }
@@ -260,7 +260,11 @@ class Reader {
 
   /// Up to `bytes` bytes; fewer only at the end of the file.
   size_t read(void* into, size_t bytes) {
+    errno = 0;
     stream_.read(static_cast<char*>(into), static_cast<std::streamsize>(bytes));
+    if (stream_.bad()) {
+      throw ReadError(file_ + ": cannot be read: " + std::strerror(errno != 0 ? errno : EIO));
+    }
     return static_cast<size_t>(stream_.gcount());
   }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "data/decode_image.h"
+
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -43,6 +45,8 @@ struct DataOptions {
   double centre_crop = 0.875;
   /// An unreadable image ends the run; otherwise it is named, counted and passed over.
   bool strict = false;
+  /// An image file of more is unreadable.
+  int64_t max_pixels = kMaxPixels;
   LoaderOptions loader;
 };
 

@@ -31,7 +31,6 @@ constexpr int64_t kChannels = 3;
 constexpr int64_t kCmykChannels = 4;
 // What one image may take, so that no file can fill the memory or hold a thread.
 constexpr int64_t kMaxFileBytes = int64_t{1} << 29;
-constexpr int64_t kMaxPixels = 178'956'970;  // Pillow's limit
 constexpr int kMaxScans = 500;
 constexpr double kMaxCpuSeconds = 60;
 constexpr std::array<uint8_t, 3> kJpegStart = {0xff, 0xd8, 0xff};
@@ -71,10 +70,10 @@ bool starts_with(Bytes bytes, const std::array<uint8_t, N>& start) {
   return bytes.size() >= N && std::memcmp(bytes.data(), start.data(), N) == 0;
 }
 
-void check_size(int64_t height, int64_t width) {
-  if (height < 1 || width < 1 || height > kMaxPixels / width) {
+void check_size(int64_t height, int64_t width, int64_t max_pixels) {
+  if (height < 1 || width < 1 || height > max_pixels / width) {
     throw ImageError("has " + std::to_string(width) + " x " + std::to_string(height) + " pixels, at most " +
-                     std::to_string(kMaxPixels) + " are read");
+                     std::to_string(max_pixels) + " are read (--max-pixels)");
   }
 }
 
@@ -382,9 +381,9 @@ class PngReader {
 
 }  // namespace
 
-ImageFile::ImageFile(const std::filesystem::path& path) : bytes_(read_file(path)) {
-  const auto take_header = [this](const auto& reader) {
-    check_size(reader.height(), reader.width());
+ImageFile::ImageFile(const std::filesystem::path& path, int64_t max_pixels) : bytes_(read_file(path)) {
+  const auto take_header = [this, max_pixels](const auto& reader) {
+    check_size(reader.height(), reader.width(), max_pixels);
     orientation_ = reader.orientation();
     height_ = turns_by_a_quarter(orientation_) ? reader.width() : reader.height();
     width_ = turns_by_a_quarter(orientation_) ? reader.height() : reader.width();

@@ -16,12 +16,16 @@ class ImageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Pillow's limit.
+inline constexpr int64_t kMaxPixels = 178'956'970;
+
 /// A JPEG or PNG file in memory, known by its first bytes whatever it is called. Not to be used by two threads at once.
 class ImageFile {
  public:
   /// Reads the file and its header.
+  /// @param max_pixels  that an image may have
   /// @throws ImageError  it is no regular file, no JPEG or PNG, or takes too much memory
-  explicit ImageFile(const std::filesystem::path& path);
+  explicit ImageFile(const std::filesystem::path& path, int64_t max_pixels = kMaxPixels);
 
   /// Of the image as `decode` gives it without shrinking.
   int64_t height() const { return height_; }

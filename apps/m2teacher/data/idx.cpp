@@ -20,7 +20,8 @@ namespace {
 constexpr uint8_t kUnsignedByte = 0x08;
 constexpr int kMaxDimensions = 4;
 constexpr int64_t kMaxBytes = int64_t{1} << 32;
-constexpr size_t kChunkBytes = size_t{1} << 20;
+constexpr int64_t kChunkBytes = int64_t{1} << 20;
+constexpr int64_t kMostExpansion = 1032;  // of what gzip compresses
 
 class GzipReader {
  public:
@@ -34,22 +35,27 @@ class GzipReader {
       throw UserError(path_ + ": cannot be opened: " + std::strerror(errno != 0 ? errno : ENOMEM));
     }
     gzbuffer(file_.get(), kChunkBytes);
+    size_ = static_cast<int64_t>(std::filesystem::file_size(path));
   }
 
   /// Reads up to `count` bytes; fewer only at the end of the file.
-  size_t read(void* into, size_t count) {
+  int64_t read(void* into, int64_t count) {
     const int got = gzread(file_.get(), into, static_cast<unsigned>(count));
     int code = Z_OK;
     const char* message = gzerror(file_.get(), &code);
     // A compressed stream that stops early is reported as Z_BUF_ERROR, with the bytes that could be had.
-    if (got < 0 || code == Z_BUF_ERROR) {
-      const std::string reason = code == Z_ERRNO ? std::strerror(errno) : message;
-      throw UserError(path_ + ": truncated or damaged: " + reason);
+    if (code == Z_ERRNO) {
+      throw UserError(path_ + ": cannot be read: " + std::strerror(errno));
     }
-    return static_cast<size_t>(got);
+    if (got < 0 || code == Z_BUF_ERROR) {
+      throw UserError(path_ + ": truncated or damaged: " + message);
+    }
+    return got;
   }
 
   const std::string& path() const { return path_; }
+  /// Of the file, compressed or not.
+  int64_t size() const { return size_; }
 
  private:
   struct Close {
@@ -57,11 +63,12 @@ class GzipReader {
   };
   std::string path_;
   std::unique_ptr<gzFile_s, Close> file_;
+  int64_t size_ = 0;
 };
 
 std::vector<int64_t> read_header(GzipReader& reader) {
   std::array<uint8_t, 4> magic{};
-  if (reader.read(magic.data(), magic.size()) != magic.size()) {
+  if (reader.read(magic.data(), magic.size()) != std::ssize(magic)) {
     throw UserError(reader.path() + ": truncated: too short for the header of an IDX file");
   }
   if (magic[0] != 0 || magic[1] != 0 || magic[2] != kUnsignedByte || magic[3] < 1 || magic[3] > kMaxDimensions) {
@@ -71,7 +78,7 @@ std::vector<int64_t> read_header(GzipReader& reader) {
   int64_t bytes = 1;
   for (int d = 0; d < magic[3]; ++d) {
     std::array<uint8_t, 4> size{};
-    if (reader.read(size.data(), size.size()) != size.size()) {
+    if (reader.read(size.data(), size.size()) != std::ssize(size)) {
       throw UserError(reader.path() + ": truncated: too short for the header of an IDX file");
     }
     sizes.push_back(int64_t{size[0]} << 24 | int64_t{size[1]} << 16 | int64_t{size[2]} << 8 | int64_t{size[3]});
@@ -88,21 +95,26 @@ std::vector<int64_t> read_header(GzipReader& reader) {
 at::Tensor read_idx(const std::filesystem::path& path) {
   GzipReader reader(path);
   const std::vector<int64_t> sizes = read_header(reader);
-  size_t expected = 1;
+  int64_t expected = 1;
   for (const int64_t size : sizes) {
-    expected *= static_cast<size_t>(size);
+    expected *= size;
   }
-
-  // Grows with what is really there, so that a garbled header cannot make us reserve gigabytes.
-  std::vector<uint8_t> bytes;
-  while (bytes.size() < expected) {
-    const size_t have = bytes.size();
-    const size_t want = std::min(kChunkBytes, expected - have);
-    bytes.resize(have + want);
-    const size_t got = reader.read(bytes.data() + have, want);
+  const auto truncated = [&](const std::string& holds) {
+    throw UserError(reader.path() + ": truncated: its header announces " + std::to_string(expected) +
+                    " bytes of data, it holds " + holds);
+  };
+  // A garbled header must not make us reserve gigabytes.
+  const int64_t most = reader.size() * kMostExpansion;
+  if (expected > most) {
+    truncated("at most " + std::to_string(most));
+  }
+  at::Tensor tensor = at::empty(sizes, at::kByte);
+  for (int64_t have = 0; have < expected;) {
+    const int64_t want = std::min(kChunkBytes, expected - have);
+    const int64_t got = reader.read(tensor.mutable_data_ptr<uint8_t>() + have, want);
+    have += got;
     if (got < want) {
-      throw UserError(reader.path() + ": truncated: its header announces " + std::to_string(expected) +
-                      " bytes of data, it holds " + std::to_string(have + got));
+      truncated(std::to_string(have));
     }
   }
   // Also makes zlib verify the checksum at the end.
@@ -111,9 +123,6 @@ at::Tensor read_idx(const std::filesystem::path& path) {
     throw UserError(reader.path() + ": longer than the " + std::to_string(expected) +
                     " bytes of data that its header announces");
   }
-
-  at::Tensor tensor = at::empty(sizes, at::kByte);
-  std::memcpy(tensor.mutable_data_ptr<uint8_t>(), bytes.data(), bytes.size());
   return tensor;
 }
 

@@ -114,13 +114,14 @@ FolderSource::FolderSource(std::vector<fs::path> files, at::Tensor labels, const
       side_(options.image_size),
       centre_crop_(options.centre_crop),
       strict_(options.strict),
+      max_pixels_(options.max_pixels),
       known_unreadable_(files_.size(), false) {}
 
 ImageShape FolderSource::shape() const { return {.channels = kRgb, .height = side_, .width = side_}; }
 
 bool FolderSource::read(int64_t index, const ChooseBoxes& choose, const std::vector<uint8_t*>& into) const {
   try {
-    const ImageFile file(files_[index]);
+    const ImageFile file(files_[index], max_pixels_);
     const std::vector<CropBox> boxes = choose(file.height(), file.width());
     const at::Tensor image = file.decode(largest_shrink(boxes, file.height(), file.width(), side_));
     for (size_t i = 0; i < boxes.size(); ++i) {

@@ -41,6 +41,7 @@ class FolderSource : public ImageSource {
   int64_t side_;
   double centre_crop_;
   bool strict_;
+  int64_t max_pixels_;
   mutable std::mutex mutex_;
   mutable std::vector<bool> known_unreadable_;
 };

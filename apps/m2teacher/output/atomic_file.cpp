@@ -14,6 +14,7 @@ namespace m2teacher {
 namespace {
 
 constexpr std::string_view kTemporaryMark = ".tmp-";
+constexpr size_t kBufferBytes = size_t{1} << 14;
 
 /// The name under which a temporary file was to appear; empty: it is none.
 std::string_view final_name(std::string_view temporary) {
@@ -62,12 +63,27 @@ AtomicFile::~AtomicFile() {
 void AtomicFile::fail() const { throw UserError(path_.string() + ": cannot be written: " + std::strerror(errno)); }
 
 void AtomicFile::write(const void* data, size_t size) {
-  if (!file_.write(data, size)) {
-    fail();
+  if (buffer_.size() + size > kBufferBytes) {
+    write_buffer();
+  }
+  if (size > kBufferBytes) {
+    if (!file_.write(data, size)) {
+      fail();
+    }
+  } else {
+    buffer_.append(static_cast<const char*>(data), size);
   }
 }
 
+void AtomicFile::write_buffer() {
+  if (!file_.write(buffer_.data(), buffer_.size())) {
+    fail();
+  }
+  buffer_.clear();
+}
+
 void AtomicFile::commit() {
+  write_buffer();
   if (!file_.flush() || !file_.close() || rename(temporary_.c_str(), path_.c_str()) != 0) {
     fail();
   }
@@ -84,11 +100,13 @@ void write_text_file(const std::filesystem::path& path, const std::string& text)
 }
 
 void remove_temporary_files(const std::filesystem::path& folder, bool (*is_ours)(std::string_view name)) {
-  std::error_code error;  // what cannot be removed does no harm
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    const std::string name = entry.path().filename().string();
-    if (is_ours(final_name(name)) && std::filesystem::is_regular_file(entry.symlink_status(error))) {
-      std::filesystem::remove(entry.path(), error);
+  std::error_code error;
+  std::filesystem::directory_iterator entry(folder, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    std::error_code left;  // what cannot be removed does no harm
+    if (is_ours(final_name(name)) && std::filesystem::is_regular_file(entry->symlink_status(left))) {
+      std::filesystem::remove(entry->path(), left);
     }
   }
 }

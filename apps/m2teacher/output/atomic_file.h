@@ -26,10 +26,12 @@ class AtomicFile {
 
  private:
   [[noreturn]] void fail() const;
+  void write_buffer();
 
   std::filesystem::path path_;
   std::string temporary_;
   FileDescriptor file_;
+  std::string buffer_;  // a checkpoint has many small tensors
 };
 
 /// Writes a text as an `AtomicFile`. @throws UserError

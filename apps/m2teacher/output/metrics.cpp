@@ -56,17 +56,25 @@ MetricsFile::MetricsFile(const std::filesystem::path& path)
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, const MetricsState& state)
     : path_(path.string()), state_(state) {
+  errno = 0;
   std::ifstream stream(path, std::ios::binary);
   std::string line;
-  if (!std::getline(stream, line) || line != kHead) {
+  // A line that the file's end cuts off is none.
+  const auto next_line = [&] {
+    const bool whole = std::getline(stream, line) && !stream.eof();
+    if (!stream.is_open() || stream.bad()) {
+      throw UserError(path_ + ": cannot be read: " + std::strerror(errno != 0 ? errno : EIO));
+    }
+    return whole;
+  };
+  if (!next_line() || line != kHead) {
     throw UserError(path_ +
                     ": not the metrics of a run of m2teacher, or lost: the run goes on with a new one if this is "
                     "removed");
   }
   auto kept = static_cast<off_t>(line.size() + 1);
   for (int64_t row = 0; row < state.rows; ++row) {
-    // A line that the file's end cuts off is none.
-    if (!std::getline(stream, line) || stream.eof()) {
+    if (!next_line()) {
       throw UserError(path_ + ": has lost rows: holds " + std::to_string(row) + ", the checkpoint was saved after " +
                       std::to_string(state.rows) + "; the run goes on with a new one if this is removed");
     }

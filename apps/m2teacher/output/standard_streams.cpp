@@ -5,7 +5,9 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
+#include <string>
 #include <string_view>
 
 namespace m2teacher {
@@ -17,13 +19,17 @@ void open_standard_streams() {
       open("/dev/null", O_RDWR);
     }
   }
+  // Otherwise errors would flush standard output, whose own failure, and the reason for it, would go unnoticed.
+  std::cerr.tie(nullptr);
 }
 
 bool standard_streams_arrived() {
-  std::cout.flush();
   std::cerr.flush();
+  errno = 0;
+  std::cout.flush();
   if (!std::cout) {
-    std::cerr << "m2teacher: error: standard output cannot be written\n";
+    std::cerr << "m2teacher: error: standard output cannot be written"
+              << (errno != 0 ? std::string(": ") + std::strerror(errno) : "") << '\n';
   }
   return std::cout && std::cerr;
 }

@@ -134,6 +134,8 @@ void add_data_flags(Flags& flags, DataOptions& data) {
                "Evaluation takes this share of a folder image's shorter side (BYOL)");
   flags.flag("--strict", data.strict, "Stop at an unreadable image; otherwise it is named and passed over (ours)");
   flags.changeable();
+  flags.number("--max-pixels", data.max_pixels, {1},
+               "Pixels of an image file, beyond which it is unreadable (ours: Pillow's limit)");
   flags.number("--loader-threads", data.loader.threads, {0, 1024}, "Threads that read images; 0: one per core (ours)");
   flags.changeable();
   flags.number("--batches-ahead", data.loader.batches_ahead, {1, 1024}, "Batches read ahead, at most (ours)");

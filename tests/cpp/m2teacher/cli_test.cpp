@@ -83,6 +83,7 @@ const Options kData = {
     {"--image-size", outside("8 to 4096", {"7", "4097", "big"})},
     {"--centre-crop", outside("0.01 to 1", {"0", "1.1", "nan"})},
     {"--strict", kNoFlag},
+    {"--max-pixels", kNotCount},
     {"--loader-threads", outside("0 to 1024", {"-1", "1025", "2.5"})},
     {"--batches-ahead", outside("1 to 1024", {"0", "1025"})},
     {"--loader-timeout", outside("1 to 1e+06", {"0", "-1", "inf"})},

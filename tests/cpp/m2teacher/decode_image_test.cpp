@@ -95,6 +95,13 @@ TEST(DecodeImage, RefusesAnImageThatWouldFillTheMemory) {
   expect_error(bytes, "60000 x 60000 pixels");
 }
 
+TEST(DecodeImage, TakesAsManyPixelsAsItIsTold) {
+  const TemporaryFolder folder;
+  write_bytes(folder / "image", png_bytes(ramp(8, 8)));
+  EXPECT_EQ(ImageFile(folder / "image", /*max_pixels=*/64).height(), 8);
+  EXPECT_THROW(ImageFile(folder / "image", /*max_pixels=*/63), ImageError);
+}
+
 /// A progressive JPEG that says a part of its pixels again and again.
 std::string jpeg_of_many_scans(int scans) {
   const at::Tensor pixels = ramp(16, 16);

@@ -68,6 +68,8 @@ TEST(Idx, RefusesWhatIsNoIdxFileOfBytes) {
   // A size of 0 beside others whose product no number holds.
   refuse(std::string("\0\0\x08\x04\0\0\0\0", 8) + std::string(12, '\xff'), "asks for more than");
   refuse(kHeader2x3 + kData2x3 + "x", "longer than");
+  // More than a file of 9 bytes could hold compressed: refused before memory is taken.
+  refuse(std::string("\0\0\x08\x01\xff\xff\xff\xff", 8) + "x", "it holds at most");
   expect_user_error([&] { read_idx(folder / "nowhere"); }, "cannot be opened");
   expect_user_error([&] { read_idx(folder / ""); }, "is a folder");
 }

@@ -17,6 +17,7 @@ RunSettings unusual() {
   settings.data.image_size = 96;
   settings.data.centre_crop = 1.0 / 3;
   settings.data.strict = true;
+  settings.data.max_pixels = 22;
   settings.data.loader = {.threads = 5, .batches_ahead = 6, .timeout_seconds = 7.25};
   BranchOptions& model = settings.recipe.model;
   model.encoder.architecture = Architecture::Small;
