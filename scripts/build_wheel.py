@@ -1,9 +1,9 @@
 """Builds one wheel with a library for each of several minor versions of torch: `build_wheel.py BUILD DIST`.
 
 BUILD keeps the torches and what is compiled, the wheel goes to DIST. The project's ordinary wheel is built against each
-torch, with CUDA kernels. These wheels differ in the package's folder lib/torch-MINOR, so they are laid over each other.
-auditwheel then names the wheel by the oldest glibc that has all symbols that it needs, and refuses it if it needs a
-library that neither torch nor every Linux has.
+torch, with CUDA kernels and the trainer. These wheels differ in the package's folder lib/torch-MINOR, so they are laid
+over each other. auditwheel then copies in the libraries of images that the trainer needs, and names the wheel by the
+oldest glibc that has all symbols.
 
 The same commit gives the same bytes, with the same compiler and toolkit: neither the time nor the names of folders get
 in. ccache has a part in that: it names files by their place below the folder of the build. Runs in an environment with
@@ -30,6 +30,11 @@ NVCC = (
 )
 COMES_WITH_TORCH = ("libtorch.so", "libtorch_cpu.so", "libc10.so", "libgomp.so.1")
 LARGEST_SIZE = 100_000_000
+
+# Debian's packages of what others wrote and the trainer has inside: headers that are compiled into it, and libraries
+# that auditwheel copies in (and lists in an SBOM of its own).
+HEADERS = {"libcli11-dev": "BSD-3-Clause", "nlohmann-json3-dev": "MIT", "libxxhash-dev": "BSD-2-Clause"}
+IMAGE_LIBRARIES = ("libjpeg62-turbo", "libpng16-16")
 
 
 def run(*command: str | Path, **variables: str) -> str:
@@ -99,6 +104,7 @@ def build_for(minor: str, build: Path, commit_time: str) -> Path:
         CCACHE_NOHASHDIR="1",
         CXXFLAGS=relative_names,
         CUDAFLAGS=f"-Xcompiler={relative_names}",
+        MOMENTUM_BN_TRAINER="1",
         LDFLAGS="-Wl,-z,defs",  # every symbol is in one of the libraries named
         SOURCE_DATE_EPOCH=commit_time,
     )
@@ -146,20 +152,43 @@ def require_one_of_the_torches(merged: Path) -> None:
     metadata.write_text(text.replace(required, f"Requires-Dist: torch<{major}.{int(minor) + 1},>={oldest}\n"))
 
 
+def component(name: str, version: str, licence: dict[str, str]) -> dict[str, object]:
+    """An entry of a CycloneDX document."""
+    return {"type": "library", "name": name, "version": version, "licenses": [{"license": licence}]}
+
+
 def write_sbom(merged: Path, compiler: Path) -> None:
-    """Lists what of others is inside the libraries, as CycloneDX, where PEP 770 has it."""
+    """Lists what of others is linked or compiled into the libraries, as CycloneDX, where PEP 770 has it."""
     version = run(compiler, "--version").partition(", V")[2].split()[0]
-    licence = {"name": "NVIDIA CUDA Toolkit EULA", "url": "https://docs.nvidia.com/cuda/eula/"}
-    runtime = {"type": "library", "name": "cudart_static", "version": version, "licenses": [{"license": licence}]}
+    eula = {"name": "NVIDIA CUDA Toolkit EULA", "url": "https://docs.nvidia.com/cuda/eula/"}
+    components = [component("cudart_static", version, eula)]
+    for package, licence in HEADERS.items():
+        version = run("dpkg-query", "--show", "--showformat=${Version}", package)
+        components.append(component(package, version, {"id": licence}))
     (dist_info,) = merged.glob("*.dist-info")
     target = dist_info / "sboms" / "linked-in.cdx.json"
     target.parent.mkdir()
-    sbom = {"bomFormat": "CycloneDX", "specVersion": "1.4", "version": 1, "components": [runtime]}
+    sbom = {"bomFormat": "CycloneDX", "specVersion": "1.4", "version": 1, "components": components}
     target.write_text(json.dumps(sbom, indent=2) + "\n")
 
 
+def add_licences(merged: Path) -> None:
+    """Puts the licences of the trainer's libraries beside this one's, and names them where PEP 639 has it."""
+    (dist_info,) = merged.glob("*.dist-info")
+    own = "License-File: LICENSE\n"
+    lines = own
+    for package in (*HEADERS, *IMAGE_LIBRARIES):
+        shutil.copy(f"/usr/share/doc/{package}/copyright", dist_info / "licenses" / f"{package}.txt")
+        lines += f"License-File: {package}.txt\n"
+    metadata = dist_info / "METADATA"
+    text = metadata.read_text()
+    if own not in text:
+        sys.exit(f"error: {metadata} has no line '{own.strip()}'")
+    metadata.write_text(text.replace(own, lines, 1))
+
+
 def repair(merged: Path, build: Path, dist: Path, commit_time: str) -> Path:
-    """Packs the wheel and has auditwheel check and name it. Returns the file."""
+    """Packs the wheel and has auditwheel check it, name it and copy in what the trainer needs. Returns the file."""
     packed, repaired = build / "packed", build / "repaired"
     for folder in (packed, repaired):
         shutil.rmtree(folder, ignore_errors=True)
@@ -193,6 +222,7 @@ def main() -> None:
     name_the_torches(merged)
     require_one_of_the_torches(merged)
     write_sbom(merged, nvcc(build))
+    add_licences(merged)
     print("-- packing", flush=True)
     wheel = repair(merged, build, dist, commit_time)
     size = wheel.stat().st_size

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from installation import CONSUMER, SOURCE, build_consumer, package_folder, run
 
@@ -85,8 +86,12 @@ def test_files_and_their_size() -> None:
     libraries = [name for name in names if name.endswith("/libmomentum_bn.so")]
     assert libraries == [f"momentum_bn/lib/torch-{minor}/libmomentum_bn.so" for minor in MINORS]
     assert not [name for name in names if re.search(r"lib(torch|c10|cuda|gomp)", Path(name).name)]
+    copied = {Path(name).name.partition("-")[0] for name in names if name.startswith("momentum_bn.libs/lib")}
+    assert copied == {"libjpeg", "libpng16"}
     dist_info = next(name for name in names if name.endswith(".dist-info/METADATA")).removesuffix("METADATA")
-    for name in ("licenses/LICENSE", "sboms/linked-in.cdx.json"):
+    licences = ("LICENSE", "libcli11-dev.txt", "libjpeg62-turbo.txt", "libpng16-16.txt", "nlohmann-json3-dev.txt")
+    sboms = ("linked-in.cdx.json", "auditwheel.cdx.json")
+    for name in (*(f"licenses/{name}" for name in licences), *(f"sboms/{name}" for name in sboms)):
         assert dist_info + name in names
 
 
@@ -134,6 +139,22 @@ def test_use_where_nothing_can_be_compiled(wheel_python: Path, tmp_path: Path) -
     assert f"built with torch {MINOR}." in said
     assert "CUDA kernels: built for compute capability 75 80 86 89 90 100 120, PTX of 120" in said
     assert said.endswith("done\n")
+
+
+def test_trainer(wheel_python: Path, tmp_path: Path) -> None:
+    """It trains on images of both kinds: the libraries that read them are inside."""
+    images, out = tmp_path / "images", tmp_path / "run"
+    images.mkdir()
+    pixels = torch.randint(0, 256, (16, 16, 16, 3), dtype=torch.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image.numpy()).save(images / f"{index}.{('png', 'jpg')[index % 2]}")
+    small = ("--architecture", "small", "--widths", "8,16", "--batch-size", "8", "--steps", "2", "--warmup-steps", "1")
+    run(
+        *(wheel_python.with_name("m2teacher"), "pretrain", "--data", f"folder:{images}", "--out", out),
+        *(*small, "--image-size", "16", "--projector-hidden", "16", "--predictor-hidden", "16", "--strict"),
+        PATH=str(wheel_python.parent),
+    )
+    assert (out / "checkpoint-00000002.safetensors").is_file()
 
 
 def test_consumer(wheel_python: Path, tmp_path: Path) -> None:

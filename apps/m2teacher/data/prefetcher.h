@@ -1,5 +1,7 @@
 #pragma once
 
+#include "wait.h"
+
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -148,7 +150,7 @@ class Prefetcher {
       std::unique_lock lock(mutex);
       Slot* slot = nullptr;
       for (;;) {
-        changed.wait(lock, [&] { return stopping || (slot = claimable()) != nullptr; });
+        wait_until_true(changed, lock, [&] { return stopping || (slot = claimable()) != nullptr; });
         if (stopping) {
           break;
         }

@@ -3,6 +3,7 @@
 #include "models/view_order.h"
 
 #include "threads.h"
+#include "wait.h"
 
 #include <ATen/Parallel.h>
 
@@ -83,7 +84,7 @@ void ViewThreads::run_beside(const Work& work, int threads_each) {
     }
   }
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return work_ == nullptr; });
+  wait_until_true(changed_, lock, [this] { return work_ == nullptr; });
   if (!error) {
     error = error_;
   }
@@ -97,7 +98,7 @@ void ViewThreads::serve() {
   int threads = 0;
   std::unique_lock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return stopping_ || work_ != nullptr; });
+    wait_until_true(changed_, lock, [this] { return stopping_ || work_ != nullptr; });
     if (stopping_) {
       return;
     }
