@@ -1,6 +1,7 @@
 #include "output/atomic_file.h"
 
 #include "error.h"
+#include "text/printable.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -8,6 +9,8 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <iostream>
+#include <system_error>
 #include <utility>
 
 namespace m2teacher {
@@ -41,6 +44,14 @@ std::filesystem::path replaceable(std::filesystem::path path) {
     throw UserError(path.string() + ": cannot be written: it is there already and no regular file");
   }
   return path;
+}
+
+/// What stays does no harm but takes room.
+void warn_of(const std::error_code& error, const std::filesystem::path& path) {
+  if (error) {
+    std::cerr << "m2teacher: warning: " << printable(path.string())
+              << ": temporary files cannot be removed: " << error.message() << '\n';
+  }
 }
 
 }  // namespace
@@ -104,11 +115,13 @@ void remove_temporary_files(const std::filesystem::path& folder, bool (*is_ours)
   std::filesystem::directory_iterator entry(folder, error);
   for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
     const std::string name = entry->path().filename().string();
-    std::error_code left;  // what cannot be removed does no harm
+    std::error_code left;
     if (is_ours(final_name(name)) && std::filesystem::is_regular_file(entry->symlink_status(left))) {
       std::filesystem::remove(entry->path(), left);
     }
+    warn_of(left, entry->path());
   }
+  warn_of(error, folder);
 }
 
 void make_writable_folder(const std::filesystem::path& folder) {

@@ -38,7 +38,8 @@ class AtomicFile {
 void write_text_file(const std::filesystem::path& path, const std::string& text);
 
 /// Removes the temporary files of some `AtomicFile`s in the folder, which processes left that were killed while they
-/// wrote. Only for whoever owns the folder: a file that is just being written would go, too.
+/// wrote. Says on stderr what cannot be removed. Only for whoever owns the folder: a file that is just being written
+/// would go, too.
 /// @param is_ours  whether an `AtomicFile` of that name is the caller's; all others stay, as do links and folders
 void remove_temporary_files(const std::filesystem::path& folder, bool (*is_ours)(std::string_view name));
 

@@ -104,9 +104,12 @@ def same_end(place: Path, uncut: Path) -> bool:
         and checkpoint_of(run, STEPS).read_bytes() == checkpoint_of(other, STEPS).read_bytes()
         and metrics(run) == metrics(other)
         and (run / "config.toml").read_bytes() == (other / "config.toml").read_bytes()
-        and not list(run.glob("*.tmp-*"))
         and (place / "output").read_text() == f"{checkpoint_of(run, STEPS)}\n"
     )
+
+
+def temporary_files(place: Path) -> list[Path]:
+    return list((place / "run").glob("*.tmp-*"))
 
 
 def wrong_at_failure(code: int, call: Call, kind: str, place: Path, uncut: Path) -> str:
@@ -116,7 +119,8 @@ def wrong_at_failure(code: int, call: Call, kind: str, place: Path, uncut: Path)
         return "" if code == -signal.SIGKILL else f"exit code {code}"
     if code == 0:
         unsaid = call.path == str(place / "errors") and kind != "short"
-        return "is silent" if unsaid or not same_end(place, uncut) else ""
+        left_over = temporary_files(place) and "m2teacher: warning: " not in errors
+        return "is silent" if unsaid or left_over or not same_end(place, uncut) else ""
     if code != 1 or kind == "short":
         return f"exit code {code}: {errors}"
     if call.path == str(place / "errors"):
@@ -142,7 +146,7 @@ def wrong(trainer: Trainer, case: Case, before: Path | None, uncut: Path) -> str
     if not found:
         code = trainer.run(place)
         errors = (place / "errors").read_text()
-        if code != 0 or "skipped" in errors or not same_end(place, uncut):
+        if code != 0 or "skipped" in errors or not same_end(place, uncut) or temporary_files(place):
             found = f"the run does not go on as if nothing had happened: exit code {code}: {errors}"
     if not found:
         shutil.rmtree(place)
