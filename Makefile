@@ -135,7 +135,7 @@ gpu: ## on a machine with a GPU: build, run the tests on it, time it; results in
 bench-gpu: ## time the layer beside its peers on a GPU, into runs/gpu (at most 4 minutes)
 	@$(GPU_CHECK) bench
 
-sanitize-gpu: ## run some tests on a GPU under compute-sanitizer's memcheck and racecheck (not measured)
+sanitize-gpu: ## run some tests on a GPU under compute-sanitizer's memcheck and racecheck (some 15 minutes, not measured)
 	@$(GPU_CHECK) sanitize
 
 lint: lint-quick setup ## check style, types and common mistakes, in both languages (20 minutes)

@@ -124,7 +124,8 @@ def table(rows: list[Row]) -> str:
             for kind in ("relu", "add_relu", "in place")
         ]
         differs = "" if row.difference is None else f"{row.difference:.0e}" if row.difference else "0"
-        fused = row.fused if row.fused == "whole" else f"{row.fused} ({row.reason.partition(': ')[2]})"
+        reason = row.reason.partition(": ")[2].partition(" (at ")[0]  # without the place, which is the machine's
+        fused = row.fused if row.fused == "whole" else f"{row.fused} ({reason})"
         lines.append(f"| {row.model} | {row.layers} | {fused} | {' | '.join(map(str, counts))} | {differs} |")
     return "\n".join(lines)
 

@@ -31,9 +31,9 @@ def test_closed_ones_are_no_place_for_files(
 def test_output_that_cannot_be_written_is_an_error(binary: Path, trained: Path, command: list[object]) -> None:
     result = shell(binary, *command, "--checkpoint", trained, redirection=">/dev/full")
     assert result.returncode == 1
-    assert (
-        result.stderr.splitlines()[-1] == "m2teacher: error: standard output cannot be written: No space left on device"
-    )
+    # The system gives the reason to the first call that fails, which may be one that wrote in between.
+    said = result.stderr.splitlines()[-1].removesuffix(": No space left on device")
+    assert said == "m2teacher: error: standard output cannot be written"
     assert shell(binary, *command, "--checkpoint", trained).returncode == 0
 
 
