@@ -13,8 +13,8 @@ namespace {
 /// No number is read: that would wait for the device.
 at::Tensor trusted(const at::Tensor& gradient, const at::Tensor& parameter, double weight_decay, double coefficient) {
   at::Tensor decayed = gradient.add(parameter, weight_decay);
-  const at::Tensor parameter_norm = at::linalg_vector_norm(parameter);
-  const at::Tensor gradient_norm = at::linalg_vector_norm(decayed);
+  const at::Tensor parameter_norm = at::linalg_vector_norm(parameter).to(at::kDouble);
+  const at::Tensor gradient_norm = at::linalg_vector_norm(decayed).to(at::kDouble);
   const at::Tensor both = parameter_norm.gt(0).logical_and_(gradient_norm.gt(0));
   return decayed.mul_(at::where(both, coefficient * parameter_norm / gradient_norm, 1));
 }
