@@ -83,7 +83,7 @@ report: setup ## draw RUN/report.png of a run of the trainer (RUN=runs/demo; 10 
 study: setup ## momentum, plain BatchNorm and EMAN in the teacher, 18 trainings into runs/study (some 60 minutes)
 	@BIN=$(TRAINER) OMP_NUM_THREADS=1 $(VENV_BIN)/python apps/m2teacher/study.py runs/study $(ARGS)
 
-test: quick-tests ## run the tests, C++ and Python, but for the sweeps (15 minutes in a fresh clone)
+test: quick-tests ## run the tests, C++ and Python, but for the sweeps (16 minutes in a fresh clone)
 	@echo "-- $(MINUTES). Left to make test-all: C++ tests under sanitizers; $$(grep -rhoP --include='*.py' \
 	  'mark\.sweep\("\K[^"]+' tests | sort -u | paste -sd ';' | sed 's/;/; /g')"
 
