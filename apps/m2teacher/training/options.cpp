@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <sstream>
 
 namespace m2teacher {
@@ -18,6 +19,7 @@ constexpr Words<Optimiser, 2> kOptimisers = {{{Optimiser::Sgd, "sgd"}, {Optimise
 
 constexpr int64_t kSmallSide = 64;
 constexpr double kLearningRateBatch = 256;
+constexpr double kLargestLearningRate = 1000;   // that --learning-rate takes
 constexpr double kLarsTrustCoefficient = 1e-3;  // BYOL's
 constexpr int64_t kLargestWarmupShare = 10;     // the paper's: 10 of 100 epochs
 
@@ -82,12 +84,19 @@ PretrainOptions resolve(PretrainOptions options, int64_t images, const ImageShap
     options.warmup_steps =
         std::min<int64_t>(std::llround(options.warmup_epochs * steps_per_epoch), *options.steps / kLargestWarmupShare);
   }
+  const int64_t most_steps = std::numeric_limits<int64_t>::max() / options.accumulate;
+  require(*options.steps <= most_steps, "--steps", std::to_string(*options.steps),
+          "at most " + std::to_string(most_steps) + " with --accumulate " + std::to_string(options.accumulate));
   require(*options.warmup_steps <= *options.steps, "--warmup-steps", std::to_string(*options.warmup_steps),
           "at most the " + std::to_string(*options.steps) + " steps");
   if (!options.learning_rate) {
     options.learning_rate =
         options.base_learning_rate * static_cast<double>(options.images_per_step()) / kLearningRateBatch;
   }
+  require(*options.learning_rate <= kLargestLearningRate, "--base-learning-rate",
+          text(options.base_learning_rate) + " for 256 images, which is " + text(*options.learning_rate) + " for the " +
+              std::to_string(options.images_per_step()) + " of a step",
+          "at most " + text(kLargestLearningRate) + " for these");
   if (options.optimiser == Optimiser::Lars && !options.lars_trust_coefficient) {
     options.lars_trust_coefficient = kLarsTrustCoefficient;
   }

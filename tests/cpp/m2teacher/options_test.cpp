@@ -52,6 +52,15 @@ TEST(Resolve, CountsTheImagesOfAllBatchesOfAStep) {
   EXPECT_EQ(resolved.steps, 31275);  // 100 * 2502 batches / 8
   EXPECT_EQ(resolved.warmup_steps, 3127);
   EXPECT_DOUBLE_EQ(*resolved.learning_rate, 0.8);
+  options.base_learning_rate = 100;
+  expect_user_error(
+      [&] { resolve(options, 1'281'167, kImageNet); },
+      "--base-learning-rate: got 100 for 256 images, which is 1600 for the 4096 of a step, expected at most "
+      "1000 for these");
+  options.base_learning_rate = 0.05;
+  options.steps = std::numeric_limits<int64_t>::max() / 4;
+  expect_user_error([&] { resolve(options, 1'281'167, kImageNet); }, "with --accumulate 8");
+  options.steps = std::nullopt;
   options.accumulate = 0;
   expect_user_error([&] { resolve(options, 1000, kImageNet); }, "--accumulate: got 0, expected 1 or more");
 }
