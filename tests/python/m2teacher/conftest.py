@@ -123,7 +123,7 @@ def checkpoint_of(run: Path, step: int = 30) -> Path:
 def metrics(run: Path) -> list[list[str]]:
     with (run / "metrics.csv").open(newline="") as stream:
         rows = list(csv.reader(stream))
-    assert rows[0][-TIMES:] == ["seconds", "images_per_second"]
+    assert not rows or rows[0][-TIMES:] == ["seconds", "images_per_second"]  # none: it is just being made
     return [row[:-TIMES] for row in rows]
 
 
