@@ -90,8 +90,7 @@ PretrainCommand command_of(const PretrainArguments& arguments, const std::option
 }
 
 /// @throws CLI::Error  an option that has no effect in a dry run, or one is missing
-RunSettings dry_settings(const PretrainArguments& arguments, const std::optional<int64_t>& threads,
-                         const Ranks& ranks) {
+void check_dry_run(const PretrainArguments& arguments, const Ranks& ranks) {
   const auto refuse = [](const std::string& reason) {
     throw CLI::ValidationError("--device", "meta is a dry run, which " + reason);
   };
@@ -104,9 +103,6 @@ RunSettings dry_settings(const PretrainArguments& arguments, const std::optional
   if (!ranks.alone()) {
     refuse("takes one process, got " + std::to_string(ranks.count()));
   }
-  RunSettings settings = arguments.settings;
-  settings.threads = threads;
-  return settings;
 }
 
 }  // namespace
@@ -137,7 +133,8 @@ void add_pretrain(CLI::App& program, const std::optional<int64_t>& threads, cons
   command->footer(kSources);
   command->callback([arguments, &threads, &ranks, &work] {
     if (arguments->device == "meta") {
-      work = [settings = dry_settings(*arguments, threads, ranks)] { run_dry(settings); };
+      check_dry_run(*arguments, ranks);
+      work = [arguments] { run_dry(arguments->settings); };
       return;
     }
     const PretrainCommand chosen = command_of(*arguments, threads, ranks.first());
