@@ -49,7 +49,7 @@ class MOMENTUM_BN_API BatchNormLayer : public NormLayer {
   BatchNormOptions options;
 
  protected:
-  NormConfiguration configuration() const override;
+  MomentumBatchNormOptions configuration() const override;
   void print(std::ostream& stream, size_t dimensions) const;
 };
 

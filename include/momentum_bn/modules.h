@@ -55,7 +55,7 @@ class MOMENTUM_BN_API MomentumBatchNormLayer : public NormLayer {
   at::Tensor momentum_state;
 
  protected:
-  NormConfiguration configuration() const override;
+  MomentumBatchNormOptions configuration() const override { return options; }
   std::vector<at::Tensor> state() const override;
   std::vector<std::string> own_buffers() const override;
   void register_own_state(torch::nn::Module& module) override;

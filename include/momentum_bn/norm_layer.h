@@ -14,26 +14,6 @@
 
 namespace momentum_bn {
 
-/// What a layer tells the operators of its options, and what it is built from.
-struct NormConfiguration {
-  int64_t num_features;
-  double eps;
-  std::optional<double> momentum;  // weight of the batch in the update, where the state does not hold it
-  bool affine;
-  bool bias;
-  bool track_running_stats;
-  int64_t total_iters;
-  int64_t views_per_update;
-  Schedule schedule;
-  Variance variance;
-  bool detach_statistics;
-  Activation activation;
-  bool inplace;
-  const std::optional<std::string>& process_group;
-  std::optional<c10::Device> device;
-  std::optional<c10::ScalarType> dtype;
-};
-
 /// What all layers of this library share: parameters, running statistics, casts, archives, evaluation and the call of
 /// the operator. A layer adds its options and, where it has more than torch's BatchNorm, its state.
 class MOMENTUM_BN_API NormLayer {
@@ -58,7 +38,9 @@ class MOMENTUM_BN_API NormLayer {
     at::ScalarType dtype;
   };
 
-  virtual NormConfiguration configuration() const = 0;
+  /// The layer's options, in the terms of Momentum BatchNorm. `momentum` is the weight of the batch in the update,
+  /// where the state does not hold it.
+  virtual MomentumBatchNormOptions configuration() const = 0;
   /// The buffers of a layer that tracks, in the operators' order.
   virtual std::vector<at::Tensor> state() const;
   /// Names of the buffers that a plain BatchNorm does not have.
@@ -69,7 +51,7 @@ class MOMENTUM_BN_API NormLayer {
   virtual void after_load(bool /*plain*/) {}
 
   /// @throws c10::ValueError on a value out of range, or a group that this process does not belong to
-  static void check(const NormConfiguration& configuration);
+  static void check(const MomentumBatchNormOptions& configuration);
   void register_state(torch::nn::Module& module);
   void load_state(torch::nn::Module& module, torch::serialize::InputArchive& archive);
   at::Tensor forward_checked(const at::Tensor& x, const at::Tensor& residual, size_t dimensions, bool training);

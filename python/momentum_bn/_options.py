@@ -142,5 +142,6 @@ class Options:
             self.views_per_update,
             as_word(self.schedule),
             as_word(self.variance),
+            self.detach_statistics,
             None if self.activation is None else as_word(self.activation),
         )

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 // This file holds what the layers compute for each channel, once for the host and for devices. The functions are
 // static, so that every source has a copy of its own: the CPU kernels are compiled once per instruction set, and no
@@ -17,6 +18,16 @@
 #endif
 
 namespace momentum_bn::kernels {
+
+/// The options of a layer that are the same for all of its channels: how a batch is blended with the running
+/// statistics, and how these move.
+struct BlendOptions {
+  double eps;
+  int64_t total_iters;
+  int64_t views_per_update;
+  bool cosine;  // else the momentum stays where it is
+  Variance variance;
+};
 
 /// The statistics of the values of one channel, or of a part of them.
 struct BatchMoments {
@@ -45,8 +56,8 @@ MOMENTUM_BN_HOST_DEVICE static inline void merge(BatchMoments& into, const Batch
 /// What the unbiased variance of n values is multiplied with before it normalises.
 /// @tparam Count  double, or a tensor where only the device knows how many there are
 template <typename Count>
-MOMENTUM_BN_HOST_DEVICE static inline Count normalising_variance_factor(Variance variance, const Count& n) {
-  switch (variance) {
+MOMENTUM_BN_HOST_DEVICE static inline Count normalising_variance_factor(const BlendOptions& options, const Count& n) {
+  switch (options.variance) {
     case Variance::Published:
       return n / (n - 1);
     case Variance::Unbiased:
@@ -59,8 +70,8 @@ MOMENTUM_BN_HOST_DEVICE static inline Count normalising_variance_factor(Variance
 
 /// What that variance, or the mean of the views' variances, is multiplied with before it enters the running variance.
 template <typename Count>
-MOMENTUM_BN_HOST_DEVICE static inline Count running_variance_factor(Variance variance, const Count& n) {
-  return variance == Variance::Published ? n / (n - 1) : n / n;
+MOMENTUM_BN_HOST_DEVICE static inline Count running_variance_factor(const BlendOptions& options, const Count& n) {
+  return options.variance == Variance::Published ? n / (n - 1) : n / n;
 }
 
 /// Blends the batch, which has this weight, with the running statistics: into what normalises, and what an update
@@ -70,17 +81,13 @@ MOMENTUM_BN_HOST_DEVICE static inline double blended(double weight, double batch
 }
 
 /// Returns the largest power of 2 that is not above a positive value.
-MOMENTUM_BN_HOST_DEVICE static inline float power_of_2_in(float value) {
-  uint32_t bits;
+/// @tparam A  float or double
+template <typename A>
+MOMENTUM_BN_HOST_DEVICE static inline A power_of_2_in(A value) {
+  using Bits = std::conditional_t<sizeof(A) == sizeof(float), uint32_t, uint64_t>;
+  Bits bits;
   memcpy(&bits, &value, sizeof(bits));
-  bits &= 0x7f800000;
-  memcpy(&value, &bits, sizeof(bits));
-  return value;
-}
-MOMENTUM_BN_HOST_DEVICE static inline double power_of_2_in(double value) {
-  uint64_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  bits &= 0x7ff0000000000000;
+  bits &= static_cast<Bits>(sizeof(A) == sizeof(float) ? 0x7f800000 : 0x7ff0000000000000);
   memcpy(&value, &bits, sizeof(bits));
   return value;
 }
@@ -102,8 +109,9 @@ struct SavedStatistics {
 };
 
 template <typename A>
-MOMENTUM_BN_HOST_DEVICE static inline SavedStatistics<A> saved_statistics(double mean, double variance, double eps) {
-  const double deviation = std::sqrt(variance + eps);
+MOMENTUM_BN_HOST_DEVICE static inline SavedStatistics<A> saved_statistics(const BlendOptions& options, double mean,
+                                                                          double variance) {
+  const double deviation = std::sqrt(variance + options.eps);
   const A nearest = static_cast<A>(mean);
   // Else all values of one power of 2 would be rounded by the same amount when the center is subtracted, and a sum over
   // them would have that error in full.
@@ -145,9 +153,9 @@ struct SavedShares {
 /// @param n       values per channel
 MOMENTUM_BN_HOST_DEVICE static inline double mean_share(double weight, double n) { return weight / n; }
 
-MOMENTUM_BN_HOST_DEVICE static inline double variance_share(Variance variance, double weight, double n) {
+MOMENTUM_BN_HOST_DEVICE static inline double variance_share(const BlendOptions& options, double weight, double n) {
   // c / n is the factor of the unbiased variance divided by n - 1.
-  return weight * normalising_variance_factor(variance, n) / (n - 1);
+  return weight * normalising_variance_factor(options, n) / (n - 1);
 }
 
 /// A channel's sums, which lead to dweight = gx * rstd and dbias = g.

@@ -6,23 +6,23 @@ BatchNormLayer::BatchNormLayer(const BatchNormOptions& layer_options) : options(
   check(BatchNormLayer::configuration());
 }
 
-NormConfiguration BatchNormLayer::configuration() const {
-  return {.num_features = options.num_features(),
-          .eps = options.eps(),
-          .momentum = options.momentum(),
-          .affine = options.affine(),
-          .bias = options.bias(),
-          .track_running_stats = options.track_running_stats(),
-          .total_iters = 1,
-          .views_per_update = 1,
-          .schedule = Schedule::Constant,
-          .variance = Variance::Biased,
-          .detach_statistics = false,
-          .activation = options.activation(),
-          .inplace = options.inplace(),
-          .process_group = options.process_group(),
-          .device = options.device(),
-          .dtype = options.dtype()};
+MomentumBatchNormOptions BatchNormLayer::configuration() const {
+  return MomentumBatchNormOptions(options.num_features())
+      .eps(options.eps())
+      .momentum(options.momentum())
+      .affine(options.affine())
+      .bias(options.bias())
+      .track_running_stats(options.track_running_stats())
+      .total_iters(1)
+      .views_per_update(1)
+      .schedule(Schedule::Constant)
+      .variance(Variance::Biased)
+      .detach_statistics(false)
+      .activation(options.activation())
+      .inplace(options.inplace())
+      .process_group(options.process_group())
+      .device(options.device())
+      .dtype(options.dtype());
 }
 
 void BatchNormLayer::print(std::ostream& stream, size_t dimensions) const {

@@ -1,10 +1,10 @@
 #include <momentum_bn/functional.h>
 
 #include "ops/normalise/calls.h"
-#include "ops/normalise/checks.h"
 #include "ops/normalise/composite.h"
-#include "ops/shared/checks.h"
-#include "ops/shared/dtypes.h"
+#include "ops/normalise/inputs.h"
+#include "ops/normalise/options.h"
+#include "ops/shared/kernel_tensors.h"
 
 #include <ATen/ops/empty.h>
 
@@ -28,7 +28,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> momentum_batch_norm(const at::Ten
   check_momentum(momentum);
   check_eps(eps);
   check_parameters(x, weight, bias, running_mean, running_var);
-  auto y = composite::evaluate(x, std::nullopt, weight, bias, running_mean, running_var, eps, Activation::None);
+  auto y = composite::evaluate(x, std::nullopt, weight, bias, running_mean, running_var, eps, /*relu=*/false);
   return {y, nothing, nothing.clone()};
 }
 

@@ -3,7 +3,7 @@
 #include <momentum_bn/teacher.h>
 
 #include "ops/normalise/calls.h"
-#include "ops/shared/checks.h"
+#include "ops/normalise/options.h"
 
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -34,27 +34,7 @@ at::ScalarType schedule_type(std::optional<c10::Device> device) {
 
 MomentumBatchNormLayer::MomentumBatchNormLayer(const MomentumBatchNormOptions& layer_options)
     : options(layer_options), untracked_momentum_(layer_options.momentum()) {
-  check(MomentumBatchNormLayer::configuration());
-  check_momentum(options.momentum());
-}
-
-NormConfiguration MomentumBatchNormLayer::configuration() const {
-  return {.num_features = options.num_features(),
-          .eps = options.eps(),
-          .momentum = std::nullopt,  // it is in the state
-          .affine = options.affine(),
-          .bias = options.bias(),
-          .track_running_stats = options.track_running_stats(),
-          .total_iters = options.total_iters(),
-          .views_per_update = options.views_per_update(),
-          .schedule = options.schedule(),
-          .variance = options.variance(),
-          .detach_statistics = options.detach_statistics(),
-          .activation = options.activation(),
-          .inplace = options.inplace(),
-          .process_group = options.process_group(),
-          .device = options.device(),
-          .dtype = options.dtype()};
+  check(options);
 }
 
 void MomentumBatchNormLayer::register_own_state(torch::nn::Module& module) {

@@ -2,7 +2,8 @@
 
 #include "ops/normalise/calls.h"
 #include "ops/normalise/composite.h"
-#include "ops/shared/checks.h"
+#include "ops/normalise/inputs.h"
+#include "ops/normalise/options.h"
 #include "ops/shared/group.h"
 
 #include <ATen/ops/empty.h>
@@ -26,28 +27,37 @@ void check_rank(const at::Tensor& x, size_t dimensions) {
 
 bool takes_gradient(const at::Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
 
+/// What the operators are told of a layer's options.
+ops::Options operator_options(const MomentumBatchNormOptions& config) {
+  return {.eps = config.eps(),
+          .momentum = config.momentum(),
+          .total_iters = config.total_iters(),
+          .views_per_update = config.views_per_update(),
+          .schedule = to_word(config.schedule()),
+          .variance = to_word(config.variance()),
+          .detach_statistics = config.detach_statistics(),
+          .activation = config.activation() == Activation::ReLU ? ops::MaybeWord("relu") : std::nullopt};
+}
+
 }  // namespace
 
-void NormLayer::check(const NormConfiguration& config) {
-  check_num_features(config.num_features);
-  check_eps(config.eps);
-  check_momentum(config.momentum);
-  check_total_iters(config.total_iters);
-  check_views_per_update(config.views_per_update);
-  if (config.process_group) {
-    check_process_group(*config.process_group);
+void NormLayer::check(const MomentumBatchNormOptions& config) {
+  check_num_features(config.num_features());
+  check_options(operator_options(config));
+  if (config.process_group()) {
+    check_process_group(*config.process_group());
   }
 }
 
 void NormLayer::register_state(torch::nn::Module& module) {
   const auto config = configuration();
-  const auto values = at::TensorOptions().device(config.device).dtype(config.dtype);
-  const int64_t channels = config.num_features;
-  const bool with_bias = config.affine && config.bias;
-  weight =
-      module.register_parameter("weight", config.affine ? at::empty({channels}, values) : at::Tensor(), config.affine);
+  const auto values = at::TensorOptions().device(config.device()).dtype(config.dtype());
+  const int64_t channels = config.num_features();
+  const bool with_bias = config.affine() && config.bias();
+  weight = module.register_parameter("weight", config.affine() ? at::empty({channels}, values) : at::Tensor(),
+                                     config.affine());
   bias = module.register_parameter("bias", with_bias ? at::empty({channels}, values) : at::Tensor(), with_bias);
-  if (config.track_running_stats) {
+  if (config.track_running_stats()) {
     running_mean = module.register_buffer("running_mean", at::zeros({channels}, values));
     running_var = module.register_buffer("running_var", at::ones({channels}, values));
     num_batches_tracked = module.register_buffer("num_batches_tracked", at::zeros({}, values.dtype(at::kLong)));
@@ -84,51 +94,36 @@ at::Tensor NormLayer::forward_checked(const at::Tensor& x, const at::Tensor& res
   const auto config = configuration();
   check_rank(x, dimensions);
   check_input(x, residual);
-  check_channels(x, config.num_features);
-  const auto activation = to_word(config.activation);
-  const auto activation_word = activation ? ops::MaybeWord(*activation) : std::nullopt;
+  check_channels(x, config.num_features());
+  const auto options = operator_options(config);
   const ops::MaybeTensor added = residual;
   const ops::MaybeTensor weight_or_none = weight;
   const ops::MaybeTensor bias_or_none = bias;
-  const bool by_running_statistics = !training && config.track_running_stats;
-  const bool through_statistics = !by_running_statistics && !config.detach_statistics;
+  const bool by_running_statistics = !training && config.track_running_stats();
+  const bool through_statistics = !by_running_statistics && !config.detach_statistics();
   const bool x_needed_again =
       at::GradMode::is_enabled() &&
       (takes_gradient(weight) ||
        (through_statistics && (takes_gradient(x) || takes_gradient(residual) || takes_gradient(bias))));
-  const bool overwrite = config.inplace && !x_needed_again;
+  const bool overwrite = config.inplace() && !x_needed_again;
 
   if (by_running_statistics) {
     if (overwrite) {
       at::Tensor y = x;
-      ops::call(ops::ForwardEvalInplace{y, added, weight_or_none, bias_or_none, running_mean, running_var, config.eps,
-                                        activation_word});
+      ops::call(ops::ForwardEvalInplace{y, added, weight_or_none, bias_or_none, running_mean, running_var, options.eps,
+                                        options.activation});
       return y;
     }
-    return composite::evaluate(x, added, weight_or_none, bias_or_none, running_mean, running_var, config.eps,
-                               config.activation);
+    return composite::evaluate(x, added, weight_or_none, bias_or_none, running_mean, running_var, options.eps,
+                               options.activation.has_value());
   }
-  const auto buffers = config.track_running_stats ? state() : std::vector<at::Tensor>();
+  const auto buffers = config.track_running_stats() ? state() : std::vector<at::Tensor>();
   // In evaluation a batch that normalises itself does so by itself.
-  const bool in_group = training && config.process_group;
-  const auto group = in_group ? ops::MaybeWord(*config.process_group) : std::nullopt;
+  const bool in_group = training && config.process_group();
+  const auto group = in_group ? ops::MaybeWord(*config.process_group()) : std::nullopt;
   const ops::MaybeTensor not_gathered;
   const auto arguments = [&]<typename X>(X of_x) {
-    return ops::TrainArguments<X>{of_x,
-                                  added,
-                                  weight_or_none,
-                                  bias_or_none,
-                                  buffers,
-                                  config.eps,
-                                  config.momentum,
-                                  config.total_iters,
-                                  config.views_per_update,
-                                  to_word(config.schedule),
-                                  to_word(config.variance),
-                                  config.detach_statistics,
-                                  activation_word,
-                                  group,
-                                  not_gathered};
+    return ops::TrainArguments<X>{of_x, added, weight_or_none, bias_or_none, buffers, options, group, not_gathered};
   };
   if (overwrite) {
     at::Tensor y = x;
@@ -165,7 +160,7 @@ void NormLayer::load_state(torch::nn::Module& module, torch::serialize::InputArc
   for (auto& [tensor, value] : loaded) {
     tensor.set_data(value.to(tensor.device()));
   }
-  if (configuration().track_running_stats) {
+  if (configuration().track_running_stats()) {
     after_load(plain);
   }
 }
@@ -197,14 +192,14 @@ void NormLayer::keep_precision_while(std::optional<c10::Device> target, const st
 
 void NormLayer::print_extensions(std::ostream& stream) const {
   const auto config = configuration();
-  if (const auto word = to_word(config.activation)) {
+  if (const auto word = to_word(config.activation())) {
     stream << ", activation=" << *word;
   }
-  if (config.inplace) {
+  if (config.inplace()) {
     stream << ", inplace=true";
   }
-  if (config.process_group) {
-    stream << ", process_group=" << *config.process_group;
+  if (config.process_group()) {
+    stream << ", process_group=" << *config.process_group();
   }
 }
 

@@ -1,7 +1,8 @@
 #include <momentum_bn/schedule.h>
 
 #include "kernels/channel_rules.h"
-#include "ops/shared/checks.h"
+#include "ops/normalise/options.h"
+#include "ops/teacher/update.h"
 
 namespace momentum_bn {
 

@@ -1,7 +1,8 @@
 #include <momentum_bn/teacher.h>
 
-#include "ops/shared/checks.h"
+#include "ops/normalise/options.h"
 #include "ops/teacher/call.h"
+#include "ops/teacher/update.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>

@@ -103,7 +103,7 @@ FAULTS = [
         f"{PYTHON}/test_state.py::test_plain_state_dict_assigned_to_a_layer_on_meta_gives_it_a_new_schedule",
     ),
     Fault(
-        "src/ops/normalise/state.cpp",
+        "src/ops/normalise/inputs.cpp",
         '    check_parameter(x, view_var_sum, "view_var_sum");\n',
         "",
         f"{PYTHON}/test_errors.py::test_buffers_replaced_between_calls",

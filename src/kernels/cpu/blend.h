@@ -68,7 +68,7 @@ class ChannelBlend {
 
   /// Forms the mean and the variance to normalise with.
   void blend() {
-    const double factor = normalising_variance_factor(blend_.variance, blend_.values_per_channel);
+    const double factor = normalising_variance_factor(blend_.options, blend_.values_per_channel);
     for (int64_t c = 0; c < count_; ++c) {
       norm_mean_[c] = mean_[c];
       norm_var_[c] = var_[c] * factor;
@@ -90,7 +90,7 @@ class ChannelBlend {
     A* __restrict rest = center + args_.shape.channels;
     A* __restrict rstd = rest + args_.shape.channels;
     for (int64_t c = 0; c < count_; ++c) {
-      const auto saved = saved_statistics<A>(norm_mean_[c], norm_var_[c], blend_.eps);
+      const auto saved = saved_statistics<A>(blend_.options, norm_mean_[c], norm_var_[c]);
       center[c] = saved.center;
       rest[c] = saved.center_rest;
       rstd[c] = saved.rstd;
@@ -104,7 +104,7 @@ class ChannelBlend {
     const double n = blend_.values_per_channel;
     const double m = blend_.running_mean ? blend_.batch_weight : 1;
     const A of_mean = static_cast<A>(mean_share(m, n));
-    const A of_variance = static_cast<A>(variance_share(blend_.variance, m, n));
+    const A of_variance = static_cast<A>(variance_share(blend_.options, m, n));
     for (int64_t c = 0; c < count_; ++c) {
       delta[c] = static_cast<A>(norm_mean_[c] - mean_[c]);
       share_of_mean[c] = of_mean;
@@ -145,7 +145,7 @@ class ChannelBlend {
 
   void update_running() {
     const double m = blend_.update_weight;
-    const double factor = running_variance_factor(blend_.variance, blend_.values_per_channel);
+    const double factor = running_variance_factor(blend_.options, blend_.values_per_channel);
     A* __restrict running_mean = at<A>(blend_.running_mean);
     A* __restrict running_var = at<A>(blend_.running_var);
     for (int64_t c = 0; c < count_; ++c) {

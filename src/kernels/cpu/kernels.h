@@ -1,8 +1,7 @@
 #pragma once
 
+#include "kernels/channel_rules.h"
 #include "kernels/shape.h"
-
-#include <momentum_bn/variance.h>
 
 #include <cstdint>
 
@@ -39,8 +38,7 @@ struct StatisticsArgs {
 /// How batch statistics lead to what a channel is normalised with, and to the new state.
 struct BlendArgs {
   double values_per_channel;  // n, over all that mean and m2 were taken over: all processes of a group
-  double eps;
-  Variance variance;
+  BlendOptions options;
   /// The batch's weight in what normalises. With 1 it normalises alone, whatever the running statistics hold.
   double batch_weight;
   /// The weight of the batch, or of the mean of the views, in the update of the running statistics.

@@ -37,7 +37,7 @@ class ChannelBlend {
   __device__ ChannelBlend(const ForwardArgs& args, int64_t channel, const BatchMoments& batch)
       : args_(args), channel_(channel), count_(batch.count), mean_(batch.mean), var_(batch.m2 / (batch.count - 1)) {
     norm_mean_ = mean_;
-    double norm_var = var_ * normalising_variance_factor(args.blend.variance, count_);
+    double norm_var = var_ * normalising_variance_factor(args.options, count_);
     if (args.tracks) {
       read_weights();
       running_mean_ = channel_value<A>(args.state.running_mean, channel);
@@ -48,7 +48,7 @@ class ChannelBlend {
         norm_var = blended(batch_weight_, norm_var, running_var_);
       }
     }
-    saved_ = saved_statistics<A>(norm_mean_, norm_var, args.blend.eps);
+    saved_ = saved_statistics<A>(args.options, norm_mean_, norm_var);
   }
 
   /// Asks the cache for what the constructor and coefficients() read.
@@ -78,7 +78,7 @@ class ChannelBlend {
     if (!args_.through_statistics) return;
     save_row(3, static_cast<A>(norm_mean_ - mean_));
     save_row(4, static_cast<A>(mean_share(batch_weight_, count_)));
-    save_row(5, static_cast<A>(variance_share(args_.blend.variance, batch_weight_, count_)));
+    save_row(5, static_cast<A>(variance_share(args_.options, batch_weight_, count_)));
   }
 
   /// Takes the batch into the state, or writes it where the caller wants it.
@@ -113,7 +113,7 @@ class ChannelBlend {
     const double mean_sum = channel_value<A>(state.view_mean_sum, channel_) + mean_;
     const double var_sum = channel_value<A>(state.view_var_sum, channel_) + var_;
     const int64_t views = *state.view_count + 1;
-    const bool complete = views >= args_.blend.views_per_update;
+    const bool complete = views >= args_.options.views_per_update;
     set(state.view_mean_sum, complete ? 0 : mean_sum);
     set(state.view_var_sum, complete ? 0 : var_sum);
     if (!complete) return;
@@ -122,7 +122,7 @@ class ChannelBlend {
   }
 
   __device__ void update_running(double mean, double var) const {
-    const double factor = running_variance_factor(args_.blend.variance, count_);
+    const double factor = running_variance_factor(args_.options, count_);
     set(args_.state.running_mean, blended(update_weight_, mean, running_mean_));
     set(args_.state.running_var, blended(update_weight_, var * factor, running_var_));
   }
@@ -151,11 +151,11 @@ __device__ inline void move_scalars(const ForwardArgs& args) {
   ++*state.num_batches_tracked;
   if (!state.momentum) return;
   const int64_t views = *state.view_count + 1;
-  const bool complete = views >= args.blend.views_per_update;
+  const bool complete = views >= args.options.views_per_update;
   *state.view_count = complete ? 0 : views;
   if (!complete) return;
-  StoredMomentum{state.momentum, state.momentum_is_float}.advance(state.cur_iter, args.blend.total_iters,
-                                                                  args.blend.cosine);
+  StoredMomentum{state.momentum, state.momentum_is_float}.advance(state.cur_iter, args.options.total_iters,
+                                                                  args.options.cosine);
 }
 
 /// Moves the scalars in the last to get here of `blocks`, each of which has updated its channels. By all threads.

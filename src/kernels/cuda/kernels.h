@@ -1,8 +1,7 @@
 #pragma once
 
+#include "kernels/channel_rules.h"
 #include "kernels/shape.h"
-
-#include <momentum_bn/variance.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -44,15 +43,6 @@ struct State {
   bool momentum_is_float;
 };
 
-/// How a batch is blended with the running statistics, and these are updated.
-struct BlendArgs {
-  double eps;
-  int64_t total_iters;
-  int64_t views_per_update;
-  bool cosine;  // else the momentum stays
-  Variance variance;
-};
-
 /// y = max(0, (x - center) * scale + shift + residual), the maximum only where relu is set.
 struct ForwardArgs {
   Type type;
@@ -65,7 +55,7 @@ struct ForwardArgs {
   const void* bias;    // the same
   void* saved;  // [3 or 6][channels], written: as in ops/normalise/schemas.cpp; double for Type::kDouble, else float
   bool through_statistics;  // all 6 rows of it are written, for a backward pass through the statistics
-  BlendArgs blend;
+  BlendOptions options;
   bool tracks;  // else the batch alone normalises, and `state` is not read
   State state;
   /// Statistics of all ranks of a group, (ranks, 2 * channels + 1) doubles on the device as `_batch_statistics` has

@@ -1,6 +1,6 @@
 #include "ops/cpu/kept_memory.h"
 
-#include "ops/shared/outputs.h"
+#include "ops/shared/kernel_tensors.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/StorageImpl.h>

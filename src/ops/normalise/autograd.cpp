@@ -2,9 +2,9 @@
 // src/kernels/channel_rules.h for the formula).
 
 #include "ops/normalise/calls.h"
-#include "ops/normalise/checks.h"
 #include "ops/normalise/composite.h"
-#include "ops/shared/checks.h"
+#include "ops/normalise/inputs.h"
+#include "ops/shared/group.h"
 
 #include <ATen/ATen.h>
 #include <ATen/TensorSubclassLikeUtils.h>
@@ -92,7 +92,7 @@ class Inputs {
 /// Whether the backward pass adds up over the ranks of a group.
 template <typename Train>
 bool backward_asks_group(const Train& call) {
-  return !call.detach_statistics && call.process_group && ranks_of_process_group(*call.process_group) > 1;
+  return !call.options.detach_statistics && call.process_group && ranks_of_process_group(*call.process_group) > 1;
 }
 
 /// at:: operations know no collective, so would take the other ranks' statistics for constants.
@@ -110,13 +110,13 @@ void check_composite(const Train& call) {
 template <typename Train>
 void save_for_backward(AutogradContext* ctx, const Train& call, const at::Tensor& y, const at::Tensor& saved) {
   const bool has_residual = call.residual && call.residual->defined();
-  const bool keeps_x = takes_gradient(call.weight) || (call.x.requires_grad() && !call.detach_statistics);
-  const bool mask_from_x = call.activation && keeps_x && !has_residual;
+  const bool keeps_x = takes_gradient(call.weight) || (call.x.requires_grad() && !call.options.detach_statistics);
+  const bool mask_from_x = call.options.activation && keeps_x && !has_residual;
   ctx->save_for_backward({keeps_x ? at::Tensor(call.x) : at::Tensor(),
-                          call.activation && !mask_from_x ? y : at::Tensor(), tensor_or_none(call.weight),
+                          call.options.activation && !mask_from_x ? y : at::Tensor(), tensor_or_none(call.weight),
                           mask_from_x ? tensor_or_none(call.bias) : at::Tensor(), saved});
   ctx->saved_data["activation"] =
-      call.activation ? std::optional<std::string>(std::string(*call.activation)) : std::nullopt;
+      call.options.activation ? std::optional<std::string>(std::string(*call.options.activation)) : std::nullopt;
   ctx->saved_data["group"] =
       backward_asks_group(call) ? std::optional<std::string>(std::string(*call.process_group)) : std::nullopt;
   Inputs::save(ctx, {&call.residual, &call.weight, &call.bias});
@@ -321,7 +321,7 @@ at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
     return saved;
   }
   const bool records_graph = records(call.x, {&call.residual, &call.weight, &call.bias});
-  check_overwrites(call.x, records_graph, takes_gradient(call.weight) || !call.detach_statistics);
+  check_overwrites(call.x, records_graph, takes_gradient(call.weight) || !call.options.detach_statistics);
   if (!records_graph) {
     return below_autograd(call);
   }

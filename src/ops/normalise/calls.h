@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/normalise/options.h"
 #include "ops/shared/operator.h"
 
 #include <array>
@@ -37,20 +38,13 @@ struct TrainArguments {
   const MaybeTensor& weight;
   const MaybeTensor& bias;
   at::TensorList state;
-  double eps;
-  std::optional<double> momentum;
-  int64_t total_iters;
-  int64_t views_per_update;
-  Word schedule;
-  Word variance;
-  bool detach_statistics;
-  MaybeWord activation;
+  Options options;
   MaybeWord process_group;
   const MaybeTensor& group_statistics;
 
   auto fields() const {
-    return std::tie(x, residual, weight, bias, state, eps, momentum, total_iters, views_per_update, schedule, variance,
-                    detach_statistics, activation, process_group, group_statistics);
+    return std::tuple_cat(std::tie(x, residual, weight, bias, state), options.fields(),
+                          std::tie(process_group, group_statistics));
   }
 };
 
@@ -150,6 +144,15 @@ struct GradientOfInput {
   MaybeWord activation;
 
   auto fields() const { return std::tie(dy, x, y, weight, bias, saved, sums, activation); }
+};
+
+struct CheckOptions {
+  static constexpr const char* kName = "momentum_bn::_check_options";
+  using Result = void;
+  int64_t num_features;
+  Options options;
+
+  auto fields() const { return std::tuple_cat(std::tie(num_features), options.fields()); }
 };
 
 struct AdvanceSchedule {

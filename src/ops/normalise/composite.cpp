@@ -1,10 +1,7 @@
 #include "ops/normalise/composite.h"
 
 #include "kernels/channel_rules.h"
-#include "ops/normalise/checks.h"
-#include "ops/shared/checks.h"
-#include "ops/shared/dtypes.h"
-#include "ops/shared/outputs.h"
+#include "ops/shared/kernel_tensors.h"
 
 #include <ATen/ATen.h>
 #include <ATen/functorch/BatchedTensorImpl.h>
@@ -107,7 +104,7 @@ at::Tensor centered(const at::Tensor& x, const Statistics& statistics) {
 }
 
 /// y = activation((x - mean) / std * weight + bias + residual), differentiable in everything.
-at::Tensor normalize(const TrainInputs& inputs, const Statistics& statistics, Activation activation) {
+at::Tensor normalize(const TrainInputs& inputs, const Statistics& statistics, bool relu) {
   const at::Tensor& x = inputs.x;
   const auto type = accumulate_type(x.scalar_type());
   auto y = centered(x, statistics) * per_channel(statistics.rstd, x);
@@ -120,7 +117,7 @@ at::Tensor normalize(const TrainInputs& inputs, const Statistics& statistics, Ac
   if (inputs.residual && inputs.residual->defined()) {
     y = y + inputs.residual->to(type);
   }
-  if (activation == Activation::ReLU) {
+  if (relu) {
     y = y.relu();
   }
   return output_like(y, x);
@@ -130,10 +127,10 @@ at::Tensor normalize(const TrainInputs& inputs, const Statistics& statistics, Ac
 /// @param m  0-d, or undefined: the batch alone
 template <typename Count>
 Statistics blend(const at::Tensor& x, const Batch<Count>& batch, const at::Tensor& running_mean,
-                 const at::Tensor& running_var, const at::Tensor& m, double eps, Variance variance) {
+                 const at::Tensor& running_var, const at::Tensor& m, const kernels::BlendOptions& options) {
   const auto type = blend_type(x);
   auto mean = batch.moments.mean.to(type) + batch.moments.mean_rest;
-  auto var = batch.unbiased_variance().to(type) * normalising_variance_factor(variance, batch.n);
+  auto var = batch.unbiased_variance().to(type) * normalising_variance_factor(options, batch.n);
   if (m.defined()) {
     const auto weight = m.to(type);
     mean = weight * mean + (1 - weight) * running_mean.detach().to(type);
@@ -141,21 +138,20 @@ Statistics blend(const at::Tensor& x, const Batch<Count>& batch, const at::Tenso
   }
   const auto accumulate = accumulate_type(x.scalar_type());
   const auto rounded = mean.to(accumulate);
-  return {rounded, (mean - rounded).to(accumulate), (var + eps).rsqrt().to(accumulate)};
+  return {rounded, (mean - rounded).to(accumulate), (var + options.eps).rsqrt().to(accumulate)};
 }
 
 /// `saved` of schemas.cpp.
 /// @param m  as for blend()
 template <typename Count>
 at::Tensor saved_of(const at::Tensor& x, const Batch<Count>& batch, const Statistics& statistics, const at::Tensor& m,
-                    const Config& config) {
+                    const ops::Options& options) {
   std::vector<at::Tensor> rows = {statistics.center, statistics.rest, statistics.rstd};
-  if (!config.detach_statistics) {
+  if (!options.detach_statistics) {
     const auto type = blend_type(x);
-    const auto options = statistics.center.options().dtype(type);
-    const auto weight = m.defined() ? m.to(type) : at::ones({}, options);
+    const auto weight = m.defined() ? m.to(type) : at::ones({}, statistics.center.options().dtype(type));
     const auto mean = batch.moments.mean.to(type) + batch.moments.mean_rest;
-    const auto per_value = normalising_variance_factor(config.variance, batch.n) / (batch.n - 1);
+    const auto per_value = normalising_variance_factor(blend_options_of(options), batch.n) / (batch.n - 1);
     rows.push_back(statistics.center.to(type) + statistics.rest - mean);
     rows.push_back((weight / batch.n).to(type).expand_as(mean));
     rows.push_back((weight * per_value).to(type).expand_as(mean));
@@ -186,18 +182,17 @@ void move_running(const at::Tensor& running, const at::Tensor& of_batch, const a
 
 /// Takes the batch into the state, without waiting for the device.
 template <typename Count>
-void update_state(const State& state, const Batch<Count>& batch, const Config& config) {
+void update_state(const State& state, const Batch<Count>& batch, const ops::Options& options) {
   if (!state.tracks()) {
     return;
   }
   const auto mean = batch.moments.mean + batch.moments.mean_rest;
-  const auto factor = running_variance_factor(config.variance, batch.n);
+  const auto factor = running_variance_factor(blend_options_of(options), batch.n);
   const auto type = blend_type(state.running_mean);
   state.num_batches_tracked.add_(1);
   if (!state.has_schedule()) {
-    const auto options = state.running_mean.options().dtype(type);
-    const auto weight =
-        config.momentum ? at::full({}, *config.momentum, options) : 1.0 / state.num_batches_tracked.to(type);
+    const auto weight = options.momentum ? at::full({}, *options.momentum, state.running_mean.options().dtype(type))
+                                         : 1.0 / state.num_batches_tracked.to(type);
     move_running(state.running_mean, mean.to(type), weight, {});
     move_running(state.running_var, batch.unbiased_variance().to(type) * factor, weight, {});
     return;
@@ -206,26 +201,26 @@ void update_state(const State& state, const Batch<Count>& batch, const Config& c
   state.view_mean_sum.add_(mean);
   state.view_var_sum.add_(batch.unbiased_variance());
   state.view_count.add_(1);
-  const auto complete = state.view_count >= config.views_per_update;
+  const auto complete = state.view_count >= options.views_per_update;
   move_running(state.running_mean, state.view_mean_sum.to(type) / state.view_count, weight, complete);
   move_running(state.running_var, state.view_var_sum.to(type) / state.view_count * factor, weight, complete);
   state.view_mean_sum.masked_fill_(complete, 0);
   state.view_var_sum.masked_fill_(complete, 0);
   state.view_count.masked_fill_(complete, 0);
-  advance_schedule(state.cur_iter, state.momentum, config.total_iters, config.schedule, complete);
+  advance_schedule(state.cur_iter, state.momentum, options.total_iters, options.schedule, complete);
 }
 
 /// A training forward whose checks are done; `state` takes no gradient.
 template <typename Count>
 std::tuple<at::Tensor, at::Tensor> normalize_and_update(const TrainInputs& inputs, const State& state,
-                                                        const Config& config, const Batch<Count>& batch) {
+                                                        const ops::Options& options, const Batch<Count>& batch) {
   const Batch<Count> constant = {batch.moments.detached(), batch.n};
-  const auto& used = config.detach_statistics ? constant : batch;
+  const auto& used = options.detach_statistics ? constant : batch;
   const auto m = blend_weight(state);
-  const auto statistics = blend(inputs.x, used, state.running_mean, state.running_var, m, config.eps, config.variance);
-  auto saved = saved_of(inputs.x, constant, statistics, m, config);
-  update_state(state, constant, config);
-  return {normalize(inputs, statistics, config.activation), saved};
+  const auto statistics = blend(inputs.x, used, state.running_mean, state.running_var, m, blend_options_of(options));
+  auto saved = saved_of(inputs.x, constant, statistics, m, options);
+  update_state(state, constant, options);
+  return {normalize(inputs, statistics, is_relu(options.activation)), saved};
 }
 
 /// What normalised x, as functions of x: the numbers are those of `saved`, the derivatives those of a blend in which
@@ -265,7 +260,7 @@ at::Tensor packed_statistics(const at::Tensor& x) {
 
 at::Tensor evaluate(const at::Tensor& x, const MaybeTensor& residual, const MaybeTensor& weight,
                     const MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var, double eps,
-                    Activation activation) {
+                    bool relu) {
   if (x.sym_size(1) == 0) {
     return x.clone();  // at::batch_norm fails without channels
   }
@@ -274,36 +269,39 @@ at::Tensor evaluate(const at::Tensor& x, const MaybeTensor& residual, const Mayb
   if (residual && residual->defined()) {
     y = y + *residual;
   }
-  return activation == Activation::ReLU ? y.relu() : y;
+  return relu ? y.relu() : y;
 }
 
 std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) {
-  const auto config = checked_config(call);
+  const auto& options = call.options;
+  check_options(options);
   const auto inputs = inputs_of(call);
   const Group group(call.process_group, call.group_statistics);
   auto state = State::of(call.state);
   const at::Tensor& x = call.x;
   if (!check_forward_train(inputs, state, group.has_others())) {
-    return {x.clone(), zero_saved(x, config.detach_statistics)};
+    return {x.clone(), zero_saved(x, options.detach_statistics)};
   }
   state = state.detached();
   if (!group.has_others()) {
-    return normalize_and_update(inputs, state, config, Batch<double>{moments_of(x), values_per_channel(x)});
+    return normalize_and_update(inputs, state, options, Batch<double>{moments_of(x), values_per_channel(x)});
   }
   const auto batch = merged(group.statistics(x.detach()));
   if (!(values_per_channel(x) >= 2)) {
     const auto n = batch.n.item<double>();
     if (n == 0) {
-      return {x.clone(), zero_saved(x, config.detach_statistics)};
+      return {x.clone(), zero_saved(x, options.detach_statistics)};
     }
     check_group_statistics(x, n);
   }
-  return normalize_and_update(inputs, state, config, batch);
+  return normalize_and_update(inputs, state, options, batch);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(const ops::ForwardFunctional& call) {
   const at::Tensor& x = call.x;
-  const auto variance = variance_of(call.variance);
+  kernels::BlendOptions options = {};
+  options.variance = variance_of(call.variance);
+  options.eps = call.eps;
   const bool any = check_forward_functional(call);
   const auto type = accumulate_type(x.scalar_type());
   if (!any) {
@@ -314,23 +312,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(co
   at::Tensor running_mean = call.running_mean.value_or(at::Tensor());
   at::Tensor running_var = call.running_var.value_or(at::Tensor());
   const auto m = running_mean.defined() ? at::full({}, call.momentum, x.options().dtype(blend_type(x))) : at::Tensor();
-  const auto statistics = blend(x, batch, running_mean, running_var, m, call.eps, variance);
+  const auto statistics = blend(x, batch, running_mean, running_var, m, options);
   const MaybeTensor none;
   const auto saved = at::stack({statistics.center, statistics.rest, statistics.rstd});
-  return {normalize({x, none, call.weight, call.bias}, statistics, Activation::None),
+  return {normalize({x, none, call.weight, call.bias}, statistics, /*relu=*/false),
           (batch.moments.mean + batch.moments.mean_rest).to(type), batch.unbiased_variance().to(type), saved};
 }
 
 void forward_eval_(const ops::ForwardEvalInplace& call) {
-  const auto activation = activation_of(call.activation);
+  const bool relu = is_relu(call.activation);
   check_forward_eval(call);
   check_writable(call.x);
-  call.x.copy_(evaluate(call.x, call.residual, call.weight, call.bias, call.running_mean, call.running_var, call.eps,
-                        activation));
+  call.x.copy_(
+      evaluate(call.x, call.residual, call.weight, call.bias, call.running_mean, call.running_var, call.eps, relu));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::Backward& call) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_backward(call, relu);
   const at::Tensor& dy = call.dy;
   const auto type = accumulate_type(dy.scalar_type());
@@ -345,8 +343,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::B
     const MaybeTensor none;
     const bool has_y = call.y && call.y->defined();
     const auto y =
-        has_y ? *call.y
-              : normalize({*call.x, none, call.weight, call.bias}, statistics_of(call.saved), Activation::None);
+        has_y ? *call.y : normalize({*call.x, none, call.weight, call.bias}, statistics_of(call.saved), /*relu=*/false);
     g = g * (y.detach() > 0);
   }
 
@@ -380,11 +377,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::B
   return {gradients[0], gradients[1], gradients[2], gradients[3]};
 }
 
-void advance_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum, int64_t total_iters, Schedule schedule,
+void advance_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum, int64_t total_iters, ops::Word schedule,
                       const at::Tensor& where) {
   const auto moved = where.defined() ? where : at::ones_like(cur_iter, at::kBool);
   cur_iter.add_(moved);
-  if (schedule == Schedule::Constant) {
+  if (schedule_of(schedule) == Schedule::Constant) {
     return;
   }
   const auto progress = cur_iter.clamp_max(total_iters).to(momentum.scalar_type()) / total_iters;
@@ -412,7 +409,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(const ops::BackwardInpl
 
 /// One process's share: see schemas.cpp.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const ops::GradientSums& call) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_gradient_sums(call, relu);
   auto whole = ops::as<ops::Backward>(call);
   whole.output_mask = {false, false, true, true};
@@ -427,7 +424,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const o
 }
 
 at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_gradient_of_input(call, relu);
   const MaybeTensor x = call.x;
   const ops::Backward masked = {call.dy,   x,          call.y,          call.weight,
@@ -446,9 +443,8 @@ at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
 }
 
 void advance_schedule_(const ops::AdvanceSchedule& call) {
-  check_schedule(call.cur_iter, call.momentum);
-  check_total_iters(call.total_iters);
-  advance_schedule(call.cur_iter, call.momentum, call.total_iters, schedule_of(call.schedule), {});
+  check_advance_schedule(call);
+  advance_schedule(call.cur_iter, call.momentum, call.total_iters, call.schedule, {});
 }
 
 /// One state cannot take in many examples at once, and a collective is not mapped.

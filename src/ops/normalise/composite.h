@@ -1,8 +1,8 @@
 #pragma once
 
 #include "ops/normalise/calls.h"
-#include "ops/normalise/config.h"
-#include "ops/normalise/state.h"
+#include "ops/normalise/inputs.h"
+#include "ops/normalise/options.h"
 #include "ops/shared/group.h"
 
 #include <ATen/core/Tensor.h>
@@ -20,7 +20,7 @@ at::Tensor packed_statistics(const at::Tensor& x);
 /// activation(torch's BatchNorm with the running statistics + residual). An empty input gives an empty output.
 at::Tensor evaluate(const at::Tensor& x, const ops::MaybeTensor& residual, const ops::MaybeTensor& weight,
                     const ops::MaybeTensor& bias, const at::Tensor& running_mean, const at::Tensor& running_var,
-                    double eps, Activation activation);
+                    double eps, bool relu);
 
 /// A layer's training forward: `y` and `saved`. The state takes the batch in; where the statistics are not detached,
 /// gradients flow through them.
@@ -36,7 +36,7 @@ void forward_eval_(const ops::ForwardEvalInplace& call);
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::Backward& call);
 
 /// cur_iter += 1 and the momentum that belongs to it, wherever `where` (0-d bool, or undefined: everywhere).
-void advance_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum, int64_t total_iters, Schedule schedule,
+void advance_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum, int64_t total_iters, ops::Word schedule,
                       const at::Tensor& where);
 
 }  // namespace momentum_bn::composite

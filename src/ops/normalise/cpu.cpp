@@ -6,14 +6,10 @@
 #include "ops/cpu/kept_memory.h"
 #include "ops/cpu/parallel_for.h"
 #include "ops/normalise/calls.h"
-#include "ops/normalise/checks.h"
-#include "ops/normalise/config.h"
-#include "ops/normalise/state.h"
-#include "ops/shared/checks.h"
-#include "ops/shared/dtypes.h"
+#include "ops/normalise/inputs.h"
+#include "ops/normalise/options.h"
 #include "ops/shared/group.h"
-#include "ops/shared/kernel_arguments.h"
-#include "ops/shared/outputs.h"
+#include "ops/shared/kernel_tensors.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -43,10 +39,10 @@ void write_momentum(const at::Tensor& momentum, double value) {
 int64_t read_count(const at::Tensor& count) { return *count.const_data_ptr<int64_t>(); }
 void write_count(const at::Tensor& count, int64_t value) { *count.mutable_data_ptr<int64_t>() = value; }
 
-void advance_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum, int64_t total_iters, Schedule schedule) {
+void advance_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum, int64_t total_iters, ops::Word schedule) {
   const int64_t next = read_count(cur_iter) + 1;
   write_count(cur_iter, next);
-  if (schedule == Schedule::Cosine && read_momentum(momentum) >= 0) {
+  if (schedule_of(schedule) == Schedule::Cosine && read_momentum(momentum) >= 0) {
     write_momentum(momentum, kernels::cosine_momentum(next, total_iters));
   }
 }
@@ -78,8 +74,9 @@ struct GroupMoments {
 /// The state as a forward pass sees it: arrays and numbers at its begin, and what becomes of it at its end.
 class StateUpdate {
  public:
-  /// The state must outlive this.
-  StateUpdate(const State& state, const Config& config, at::ScalarType accumulate) : state_(state), config_(config) {
+  /// The state and the options must outlive this.
+  StateUpdate(const State& state, const ops::Options& options, at::ScalarType accumulate)
+      : state_(state), options_(options) {
     if (!state.tracks()) {
       return;
     }
@@ -121,26 +118,26 @@ class StateUpdate {
     const bool complete = completes_update();
     write_count(state_.view_count, complete ? 0 : views());
     if (complete) {
-      advance_schedule(state_.cur_iter, state_.momentum, config_.total_iters, config_.schedule);
+      advance_schedule(state_.cur_iter, state_.momentum, options_.total_iters, options_.schedule);
     }
   }
 
  private:
   /// In the update, this one counted.
   int64_t views() const { return state_.has_schedule() ? read_count(state_.view_count) + 1 : 1; }
-  bool completes_update() const { return !state_.has_schedule() || views() >= config_.views_per_update; }
+  bool completes_update() const { return !state_.has_schedule() || views() >= options_.views_per_update; }
 
   double update_weight() const {
     if (!state_.has_schedule()) {
-      return config_.momentum ? *config_.momentum
-                              : 1.0 / static_cast<double>(read_count(state_.num_batches_tracked) + 1);
+      return options_.momentum ? *options_.momentum
+                               : 1.0 / static_cast<double>(read_count(state_.num_batches_tracked) + 1);
     }
     const double momentum = read_momentum(state_.momentum);
     return momentum >= 0 ? momentum : 1.0 / static_cast<double>(read_count(state_.cur_iter) + 1);
   }
 
   const State& state_;
-  const Config& config_;
+  const ops::Options& options_;
   ChannelOutput running_mean_;
   ChannelOutput running_var_;
   ChannelOutput view_mean_sum_;
@@ -204,7 +201,8 @@ class Training {
   /// Checks the inputs, then asks the other processes of the group, if there is one.
   template <typename Train>
   explicit Training(const Train& call)
-      : inputs_(inputs_of(call)), config_(checked_config(call)), state_(State::of(call.state)) {
+      : inputs_(inputs_of(call)), options_(call.options), state_(State::of(call.state)) {
+    check_options(options_);
     const Group processes(call.process_group, call.group_statistics);
     const bool any = check_forward_train(inputs_, state_, processes.has_others());
     count_ = any && !processes.has_others() ? values_per_channel(inputs_.x) : 0;
@@ -220,16 +218,15 @@ class Training {
   template <typename Normalise>
   at::Tensor run(const Normalise& normalise) const {
     if (count_ == 0) {  // no value at all: nothing to compute and nothing to count
-      return zero_saved(inputs_.x, config_.detach_statistics);
+      return zero_saved(inputs_.x, options_.detach_statistics);
     }
-    auto saved = empty_saved(inputs_.x, config_.detach_statistics);
-    const StateUpdate update(state_, config_, saved.scalar_type());
+    auto saved = empty_saved(inputs_.x, options_.detach_statistics);
+    const StateUpdate update(state_, options_, saved.scalar_type());
     BlendArgs blend = {};
     blend.values_per_channel = count_;
-    blend.eps = config_.eps;
-    blend.variance = config_.variance;
+    blend.options = blend_options_of(options_);
     update.fill(blend);
-    normalise(saved, Pass{blend, config_.activation == Activation::ReLU, group_ ? &*group_ : nullptr});
+    normalise(saved, Pass{blend, is_relu(options_.activation), group_ ? &*group_ : nullptr});
     update.finish();
     return saved;
   }
@@ -238,7 +235,7 @@ class Training {
 
  private:
   TrainInputs inputs_;
-  Config config_;
+  ops::Options options_;
   State state_;
   std::optional<GroupMoments> group_;
   double count_;
@@ -264,7 +261,7 @@ at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(const ops::ForwardFunctional& call) {
   const at::Tensor& x = call.x;
   BlendArgs blend = {};
-  blend.variance = variance_of(call.variance);
+  blend.options.variance = variance_of(call.variance);
   const bool any = check_forward_functional(call);
   const auto y = fresh_output(x);
   const auto options = x.options().dtype(accumulate_type(x.scalar_type()));
@@ -277,7 +274,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(co
   const ChannelInput running_mean(call.running_mean, saved.scalar_type());
   const ChannelInput running_var(call.running_var, saved.scalar_type());
   blend.values_per_channel = values_per_channel(x);
-  blend.eps = call.eps;
+  blend.options.eps = call.eps;
   blend.batch_weight = running_mean.data() ? call.momentum : 1;
   // Without an update they are only read.
   blend.running_mean = const_cast<void*>(running_mean.data());
@@ -404,7 +401,7 @@ ParameterGradients run_backward(const Backward& call, bool relu, const FreshOutp
 /// The kernels' entry for a whole backward pass: through the statistics where dx is wanted, and they are not constant.
 template <typename Backward>
 ParameterGradients whole_backward(const Backward& call, const FreshOutput& dx) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_backward(call, relu);
   const bool through = dx.tensor.defined() && is_through_statistics(call.saved);
   return run_backward(call, relu, dx, /*sums=*/{},
@@ -429,7 +426,7 @@ ParameterGradients backward_(const ops::BackwardInplace& call) {
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const ops::GradientSums& call) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_gradient_sums(call, relu);
   auto sums = at::empty({2, call.dy.size(1)}, call.dy.options().dtype(at::kDouble));
   auto [dweight, dbias, dresidual] = run_backward(call, relu, kNotWanted, sums, kernels::table().gradient_sums);
@@ -437,7 +434,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const o
 }
 
 at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_gradient_of_input(call, relu);
   const auto dx = fresh_output(call.dy);
   if (call.dy.numel() == 0) {
@@ -454,9 +451,8 @@ at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
 }
 
 void advance_schedule_(const ops::AdvanceSchedule& call) {
-  check_schedule(call.cur_iter, call.momentum);
-  check_total_iters(call.total_iters);
-  advance_schedule(call.cur_iter, call.momentum, call.total_iters, schedule_of(call.schedule));
+  check_advance_schedule(call);
+  advance_schedule(call.cur_iter, call.momentum, call.total_iters, call.schedule);
 }
 
 }  // namespace

@@ -7,14 +7,10 @@
 #include "ops/cuda/launch.h"
 #include "ops/cuda/runtime.h"
 #include "ops/normalise/calls.h"
-#include "ops/normalise/checks.h"
-#include "ops/normalise/config.h"
-#include "ops/normalise/state.h"
-#include "ops/shared/checks.h"
-#include "ops/shared/dtypes.h"
+#include "ops/normalise/inputs.h"
+#include "ops/normalise/options.h"
 #include "ops/shared/group.h"
-#include "ops/shared/kernel_arguments.h"
-#include "ops/shared/outputs.h"
+#include "ops/shared/kernel_tensors.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -163,18 +159,17 @@ TrainStatistics train_statistics(const TrainInputs& inputs, const State& state, 
 
 /// The forward pass of a layer: writes y and the state, returns `saved`.
 at::Tensor run_train(const TrainInputs& inputs, const at::Tensor& y, const at::Tensor& gathered, const State& state,
-                     const Config& config) {
+                     const ops::Options& options) {
   Launch launch(inputs.x);
-  auto saved = empty_saved(inputs.x, config.detach_statistics);
+  auto saved = empty_saved(inputs.x, options.detach_statistics);
   const StateArrays arrays(state, saved.scalar_type());
   ForwardArgs args = {};
-  args.relu = config.activation == Activation::ReLU;
-  args.blend = {config.eps, config.total_iters, config.views_per_update, config.schedule == Schedule::Cosine,
-                config.variance};
+  args.relu = is_relu(options.activation);
+  args.options = blend_options_of(options);
   args.tracks = state.tracks();
   args.state = arrays.pointers();
-  args.momentum = config.momentum.value_or(-1);
-  args.through_statistics = !config.detach_statistics;
+  args.momentum = options.momentum.value_or(-1);
+  args.through_statistics = !options.detach_statistics;
   args.gathered = static_cast<const double*>(data_or_null(gathered));
   args.ranks = gathered.defined() ? gathered.size(0) : 0;
   run_forward(launch, inputs, y, saved, args);
@@ -183,15 +178,15 @@ at::Tensor run_train(const TrainInputs& inputs, const at::Tensor& y, const at::T
 }
 
 std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) {
-  const auto config = checked_config(call);
+  check_options(call.options);
   const auto state = State::of(call.state);
   const auto inputs = inputs_of(call);
   const auto statistics = train_statistics(inputs, state, Group(call.process_group, call.group_statistics));
   auto y = empty_output(call.x);
   if (statistics.empty) {
-    return {y, zero_saved(call.x, config.detach_statistics)};
+    return {y, zero_saved(call.x, call.options.detach_statistics)};
   }
-  auto saved = run_train(inputs, y, statistics.gathered, state, config);
+  auto saved = run_train(inputs, y, statistics.gathered, state, call.options);
   return {y, saved};
 }
 
@@ -202,14 +197,14 @@ at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
     call.x.copy_(y);
     return saved;
   }
-  const auto config = checked_config(call);
+  check_options(call.options);
   const auto state = State::of(call.state);
   const auto inputs = inputs_of(call);
   const auto statistics = train_statistics(inputs, state, Group(call.process_group, call.group_statistics));
   if (statistics.empty) {
-    return zero_saved(call.x, config.detach_statistics);
+    return zero_saved(call.x, call.options.detach_statistics);
   }
-  return run_train(inputs, call.x, statistics.gathered, state, config);
+  return run_train(inputs, call.x, statistics.gathered, state, call.options);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(const ops::ForwardFunctional& call) {
@@ -228,8 +223,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(co
   const ChannelInput mean(call.running_mean, saved.scalar_type());
   const ChannelInput var(call.running_var, saved.scalar_type());
   ForwardArgs args = {};
-  args.blend.eps = call.eps;
-  args.blend.variance = variance_used;
+  args.options.eps = call.eps;
+  args.options.variance = variance_used;
   args.tracks = mean.data() != nullptr;
   // They are only read where the batch's own statistics are asked for.
   args.state.running_mean = const_cast<void*>(mean.data());
@@ -334,7 +329,7 @@ ParameterGradients run_backward(const Backward& call, bool relu, const at::Tenso
 
 template <typename Backward>
 ParameterGradients whole_backward(const Backward& call, const at::Tensor& dx) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_backward(call, relu);
   return run_backward(call, relu, dx, /*sums=*/{}, kernels::cuda::backward);
 }
@@ -357,7 +352,7 @@ ParameterGradients backward_(const ops::BackwardInplace& call) {
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const ops::GradientSums& call) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_gradient_sums(call, relu);
   auto sums = at::empty({2, call.dy.size(1)}, call.dy.options().dtype(at::kDouble));
   auto [dweight, dbias, dresidual] = run_backward(call, relu, /*dx=*/{}, sums, kernels::cuda::gradient_sums);
@@ -365,7 +360,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const o
 }
 
 at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
-  const bool relu = activation_of(call.activation) == Activation::ReLU;
+  const bool relu = is_relu(call.activation);
   check_gradient_of_input(call, relu);
   auto dx = empty_output(call.dy);
   if (call.dy.numel() == 0) {
@@ -381,8 +376,7 @@ at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
 }
 
 void advance_schedule_(const ops::AdvanceSchedule& call) {
-  check_schedule(call.cur_iter, call.momentum);
-  check_total_iters(call.total_iters);
+  check_advance_schedule(call);
   const bool cosine = schedule_of(call.schedule) == Schedule::Cosine;
   Launch launch(call.cur_iter);
   check(kernels::cuda::advance_schedule(call.cur_iter.mutable_data_ptr<int64_t>(), call.momentum.mutable_data_ptr(),

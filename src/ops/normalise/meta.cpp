@@ -2,13 +2,10 @@
 // and for tracing.
 
 #include "ops/normalise/calls.h"
-#include "ops/normalise/checks.h"
-#include "ops/normalise/config.h"
-#include "ops/normalise/state.h"
-#include "ops/shared/checks.h"
-#include "ops/shared/dtypes.h"
+#include "ops/normalise/inputs.h"
+#include "ops/normalise/options.h"
 #include "ops/shared/group.h"
-#include "ops/shared/outputs.h"
+#include "ops/shared/kernel_tensors.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -28,12 +25,12 @@ at::Tensor group_statistics(const ops::GroupStatistics& call) {
 
 template <typename Train>
 at::Tensor saved_of(const Train& call) {
-  const auto config = checked_config(call);
+  check_options(call.options);
   check_forward_train(inputs_of(call), State::of(call.state), call.process_group || call.group_statistics);
   if (call.group_statistics) {
     check_gathered(call.x, *call.group_statistics);
   }
-  return empty_saved(call.x, config.detach_statistics);
+  return empty_saved(call.x, call.options.detach_statistics);
 }
 
 std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) {
@@ -44,7 +41,7 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) 
 at::Tensor forward_train_(const ops::ForwardTrainInplace& call) { return saved_of(call); }
 
 void forward_eval_(const ops::ForwardEvalInplace& call) {
-  activation_of(call.activation);
+  is_relu(call.activation);
   check_forward_eval(call);
 }
 
@@ -65,32 +62,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> parameter_gradients(const Backwar
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::Backward& call) {
-  check_backward(call, activation_of(call.activation) == Activation::ReLU);
+  check_backward(call, is_relu(call.activation));
   auto [dweight, dbias, dresidual] = parameter_gradients(call);
   return {call.output_mask[0] ? empty_output(call.dy) : at::Tensor(), dweight, dbias, dresidual};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(const ops::BackwardInplace& call) {
-  check_backward(call, activation_of(call.activation) == Activation::ReLU);
+  check_backward(call, is_relu(call.activation));
   return parameter_gradients(call);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const ops::GradientSums& call) {
-  check_gradient_sums(call, activation_of(call.activation) == Activation::ReLU);
+  check_gradient_sums(call, is_relu(call.activation));
   auto [dweight, dbias, dresidual] = parameter_gradients(call);
   const auto options = call.dy.options().dtype(blend_type(call.dy));
   return {at::empty_symint({2, call.dy.sym_size(1)}, options), dweight, dbias, dresidual};
 }
 
 at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
-  check_gradient_of_input(call, activation_of(call.activation) == Activation::ReLU);
+  check_gradient_of_input(call, is_relu(call.activation));
   return empty_output(call.dy);
-}
-
-void advance_schedule_(const ops::AdvanceSchedule& call) {
-  check_schedule(call.cur_iter, call.momentum);
-  check_total_iters(call.total_iters);
-  schedule_of(call.schedule);
 }
 
 }  // namespace
@@ -106,7 +97,7 @@ TORCH_LIBRARY_IMPL(momentum_bn, Meta, m) {
   ops::implement<backward_>(m);
   ops::implement<gradient_sums>(m);
   ops::implement<gradient_of_input>(m);
-  ops::implement<advance_schedule_>(m);
+  ops::implement<check_advance_schedule>(m);
 }
 
 }  // namespace momentum_bn::meta

@@ -4,11 +4,9 @@
 // `state` is one of, in this order:
 // - nothing: a layer that does not track, and normalises by the batch alone;
 // - running_mean, running_var, num_batches_tracked: BatchNorm. The batch normalises itself alone, and enters the
-// running
-//   statistics with the weight `momentum` (None: a cumulative average);
+//   running statistics with the weight `momentum` (None: a cumulative average);
 // - these and view_mean_sum, view_var_sum, view_count, cur_iter, momentum: Momentum BatchNorm, whose weight of the
-// batch,
-//   in the blend and in the update, is the last of them.
+//   batch, in the blend and in the update, is the last of them.
 //
 // `saved` is what the backward pass needs of the statistics, float64 for float64 input, else float32. Its rows are the
 // mean that normalised, what that mean lost when it was rounded, and 1 / std. Where the statistics take gradients
@@ -29,19 +27,21 @@
 // between which the ranks' `sums` are added up: (2, C), the sums of g and of g * (x - mean), where g is dy behind the
 // activation's mask. float64 where the device has it.
 
+#include "ops/normalise/options.h"
+
 #include <torch/library.h>
 
 #include <string>
+
+namespace momentum_bn {
 
 TORCH_LIBRARY(momentum_bn, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout};
   const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
 
-  const std::string train =
-      "Tensor? residual, Tensor? weight, Tensor? bias, Tensor(b!)[] state, float eps, float? momentum, int "
-      "total_iters, "
-      "int views_per_update, str schedule, str variance, bool detach_statistics, str? activation, "
-      "str? process_group=None, Tensor? group_statistics=None";
+  const std::string options = ops::kOptionsSchema;
+  const std::string train = "Tensor? residual, Tensor? weight, Tensor? bias, Tensor(b!)[] state, " + options +
+                            ", str? process_group=None, Tensor? group_statistics=None";
   define("_forward_train(Tensor x, " + train + ") -> (Tensor y, Tensor saved)");
   define("_forward_train_(Tensor(a!) x, " + train + ") -> Tensor saved");
   define(
@@ -62,7 +62,10 @@ TORCH_LIBRARY(momentum_bn, m) {
       "_gradient_of_input(Tensor dy, Tensor x, Tensor? y, Tensor? weight, Tensor? bias, Tensor saved, Tensor sums, "
       "str? activation) -> Tensor dx");
 
+  define("_check_options(int num_features, " + options + ") -> ()");
   define("_batch_statistics(Tensor x) -> Tensor");
   define("_group_statistics(Tensor x, str process_group) -> Tensor");
   define("_advance_schedule_(Tensor(a!) cur_iter, Tensor(b!) momentum, int total_iters, str schedule) -> ()");
 }
+
+}  // namespace momentum_bn

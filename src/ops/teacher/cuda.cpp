@@ -1,6 +1,5 @@
 // `_teacher_update_` on CUDA: a few launches for all parameters together.
 
-#include "ops/shared/checks.h"
 #include "ops/teacher/update.h"
 
 #include <ATen/ops/_foreach_add.h>

@@ -4,9 +4,10 @@
 
 #include "ops/teacher/update.h"
 
-#include "ops/shared/checks.h"
-#include "ops/shared/dtypes.h"
+#include "ops/normalise/options.h"
+#include "ops/shared/kernel_tensors.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <momentum_bn/schedule.h>
 #include <torch/library.h>
@@ -14,6 +15,40 @@
 #include <cmath>
 
 namespace momentum_bn {
+
+void check_param_momentum(double param_momentum) {
+  TORCH_CHECK_VALUE(param_momentum >= 0 && param_momentum <= 1, "param_momentum must be in [0, 1] (got ",
+                    param_momentum, ")");
+}
+
+void check_pairs(at::TensorList teacher, at::TensorList master, at::TensorList student, const at::Tensor& updates) {
+  TORCH_CHECK_VALUE(master.size() == teacher.size() && student.size() == teacher.size(), "expected ", teacher.size(),
+                    " masters and student parameters, as many as the teacher has (got ", master.size(), " and ",
+                    student.size(), ")");
+  check_scalar(updates, "updates", {at::kLong}, teacher.empty() ? updates.device() : teacher[0].device());
+  for (size_t i = 0; i < teacher.size(); ++i) {
+    TORCH_CHECK_VALUE(student[i].sym_sizes() == teacher[i].sym_sizes(), "student[", i,
+                      "] must have the shape of the teacher's parameter ", teacher[i].sym_sizes(), " (got ",
+                      student[i].sym_sizes(), ")");
+    const bool none = master[i].sym_numel() == 0;
+    TORCH_CHECK_VALUE(none || master[i].sym_sizes() == teacher[i].sym_sizes(), "master[", i,
+                      "] must be empty or have the shape of the teacher's parameter ", teacher[i].sym_sizes(), " (got ",
+                      master[i].sym_sizes(), ")");
+    TORCH_CHECK_TYPE(none || master[i].scalar_type() == at::kFloat, "master[", i, "] must be float32 (got ",
+                     master[i].scalar_type(), ")");
+    const auto dtype = teacher[i].scalar_type();
+    TORCH_CHECK_TYPE(none || dtype == at::kHalf || dtype == at::kBFloat16, "teacher[", i,
+                     "] must be float16 or bfloat16 where it has a master (got ", dtype, ")");
+    for (const auto* tensor : {&master[i], &student[i]}) {
+      TORCH_CHECK_VALUE((tensor->device() == teacher[i].device() && tensor->layout() == teacher[i].layout()) ||
+                            (tensor == &master[i] && none),
+                        tensor == &master[i] ? "master[" : "student[", i, "] must be on the teacher's device ",
+                        teacher[i].device(), " and of its layout ", teacher[i].layout(), " (got ", tensor->device(),
+                        " and ", tensor->layout(), ")");
+    }
+  }
+}
+
 namespace composite {
 
 at::Tensor weight_of_student(const ops::TeacherUpdate& call) {

@@ -62,8 +62,8 @@ class BlendTest : public EveryKernel {
     };
     BlendArgs blend_args = {};
     blend_args.values_per_channel = static_cast<double>(call.shape.values_per_channel());
-    blend_args.eps = blend.eps;
-    blend_args.variance = blend.variance;
+    blend_args.options.eps = blend.eps;
+    blend_args.options.variance = blend.variance;
     blend_args.batch_weight = blend.batch_weight;
     blend_args.update_weight = blend.update_weight;
     blend_args.views = static_cast<double>(blend.views);

@@ -67,8 +67,8 @@ struct LayerMemory {
         mean(Type::kDouble, static_cast<int64_t>(rule.weight.size())),
         m2(Type::kDouble, static_cast<int64_t>(rule.weight.size())) {
     blend.values_per_channel = rule.count;
-    blend.eps = rule.eps;
-    blend.variance = Variance::Unbiased;
+    blend.options.eps = rule.eps;
+    blend.options.variance = Variance::Unbiased;
     blend.batch_weight = 1;
     blend.update_weight = kUpdateWeight;
     blend.views = 1;
@@ -238,8 +238,8 @@ std::vector<double> saved_by_forward(const KernelTable& table, const ForwardCall
   Buffer saved(accumulate_type(call.type), saved_rows * call.shape.channels);
   BlendArgs blend = {};
   blend.values_per_channel = rule.count;
-  blend.eps = rule.eps;
-  blend.variance = Variance::Biased;
+  blend.options.eps = rule.eps;
+  blend.options.variance = Variance::Biased;
   blend.batch_weight = 1;
   ForwardArgs args = {};
   memory.attach(call, args);

@@ -38,7 +38,7 @@ class CudaForwardTest : public EveryWay {
     ForwardCall call{forward_inputs(type(), shape, mean)};
     call.weight = rounded(kept(), uniform(shape.channels, -1, 1, 11));
     call.bias = rounded(kept(), uniform(shape.channels, -0.5, 0.5, 12));
-    call.blend.variance = Variance::Biased;
+    call.options.variance = Variance::Biased;
     return call;
   }
 
@@ -121,7 +121,7 @@ TEST_P(CudaForwardTest, EverySize) {
     call.in_place = flags % 5 < 3;
     call.offset = flags % 7 == 6 ? 1 : 0;
     // Of two values, as above: a variance near 0 makes their difference's rounding large.
-    call.blend.eps = 0.1;
+    call.options.eps = 0.1;
     check(call, {}, unit_tolerance(type()));
   }
 }
@@ -301,7 +301,7 @@ TEST_P(CudaForwardTest, PureFunction) {
   for (const Shape& shape : layouts()) {
     for (const auto variance : {Variance::Published, Variance::Unbiased, Variance::Biased}) {
       auto call = call_of(shape, 0);
-      call.blend.variance = variance;
+      call.options.variance = variance;
       call.functional_momentum = 0.3;
       check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));
       call.functional_momentum = 1;
@@ -315,7 +315,7 @@ TEST_P(CudaForwardTest, AllThatIsSaved) {
   for (const Shape& shape : layouts()) {
     for (const auto variance : {Variance::Published, Variance::Unbiased, Variance::Biased}) {
       auto call = call_of(shape, 3);
-      call.blend.variance = variance;
+      call.options.variance = variance;
       call.through_statistics = true;
       check(call, {}, unit_tolerance(type()));
       check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));
@@ -339,7 +339,7 @@ TEST_P(CudaForwardTest, GatheredStatistics) {
     }
     call.relu = true;
     check(call, {}, unit_tolerance(type()));
-    call.blend.variance = Variance::Published;
+    call.options.variance = Variance::Published;
     check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));
     call.through_statistics = true;
     check(call, LayerState::used(type(), shape.channels), unit_tolerance(type()));

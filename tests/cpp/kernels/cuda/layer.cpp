@@ -167,10 +167,10 @@ double scheduled(int64_t cur_iter, int64_t total_iters) {
   return (std::cos(M_PI * progress) + 1) / 2;
 }
 
-void move_schedule(const BlendArgs& blend, LayerState& state) {
+void move_schedule(const BlendOptions& options, LayerState& state) {
   ++state.cur_iter;
-  if (!blend.cosine || state.momentum < 0) return;
-  state.momentum = scheduled(state.cur_iter, blend.total_iters);
+  if (!options.cosine || state.momentum < 0) return;
+  state.momentum = scheduled(state.cur_iter, options.total_iters);
   if (state.momentum_is_float) state.momentum = static_cast<float>(state.momentum);
 }
 
@@ -224,7 +224,7 @@ ForwardResult run_forward(const ForwardCall& call, LayerState& state, const Devi
   args.bias = bias.data();
   args.saved = saved.data();
   args.through_statistics = call.through_statistics;
-  args.blend = call.blend;
+  args.options = call.options;
   args.tracks = state.tracks();
   if (state.tracks()) args.state = state_memory.args();
   args.gathered = static_cast<const double*>(gathered.data());
@@ -258,7 +258,7 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
       state.is_batch_norm ? call.update_momentum.value_or(1 / static_cast<double>(state.num_batches_tracked + 1)) : m;
   const bool updates = state.tracks() && !call.functional_momentum;
   const int64_t views = state.view_count + 1;
-  const bool complete = state.is_batch_norm || views >= call.blend.views_per_update;
+  const bool complete = state.is_batch_norm || views >= call.options.views_per_update;
   kernels::test::Coefficients coefficients;
   ForwardResult result;
   result.saved.resize(index((call.through_statistics ? 6 : 3) * channels));
@@ -268,13 +268,13 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     const double var = batch[c].m2 / (n - 1);
     double norm_mean = batch[c].mean;
     double norm_var = var;
-    if (call.blend.variance == Variance::Published) norm_var = var * n / (n - 1);
-    if (call.blend.variance == Variance::Biased) norm_var = var * (n - 1) / n;
+    if (call.options.variance == Variance::Published) norm_var = var * n / (n - 1);
+    if (call.options.variance == Variance::Biased) norm_var = var * (n - 1) / n;
     if (state.tracks()) {
       norm_mean = m * norm_mean + (1 - m) * state.running_mean[c];
       norm_var = m * norm_var + (1 - m) * state.running_var[c];
     }
-    const double rstd = 1 / std::sqrt(norm_var + call.blend.eps);
+    const double rstd = 1 / std::sqrt(norm_var + call.options.eps);
     const double weight = call.weight.empty() ? 1 : call.weight[c];
     coefficients.center.push_back(norm_mean);
     coefficients.scale.push_back(weight * rstd);
@@ -284,9 +284,9 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     result.saved[c + index(2 * channels)] = rstd;
     if (call.through_statistics) {
       const double of_batch = state.tracks() ? m : 1;
-      const double factor = call.blend.variance == Variance::Published  ? n / (n - 1) * (n / (n - 1))
-                            : call.blend.variance == Variance::Unbiased ? n / (n - 1)
-                                                                        : 1;
+      const double factor = call.options.variance == Variance::Published  ? n / (n - 1) * (n / (n - 1))
+                            : call.options.variance == Variance::Unbiased ? n / (n - 1)
+                                                                          : 1;
       result.saved[c + index(3 * channels)] = norm_mean - batch[c].mean;
       result.saved[c + index(4 * channels)] = of_batch / n;
       result.saved[c + index(5 * channels)] = of_batch * factor / n;
@@ -300,7 +300,7 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     const double var_sum = (state.is_batch_norm ? 0 : state.view_var_sum[c]) + var;
     const auto k = static_cast<double>(views);
     if (complete) {
-      const double factor = call.blend.variance == Variance::Published ? n / (n - 1) : 1;
+      const double factor = call.options.variance == Variance::Published ? n / (n - 1) : 1;
       state.running_mean[c] = update * mean_sum / k + (1 - update) * state.running_mean[c];
       state.running_var[c] = update * factor * var_sum / k + (1 - update) * state.running_var[c];
     }
@@ -312,7 +312,7 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     ++state.num_batches_tracked;
     if (!state.is_batch_norm) {
       state.view_count = complete ? 0 : views;
-      if (complete) move_schedule(call.blend, state);
+      if (complete) move_schedule(call.options, state);
     }
   }
   result.y = kernels::test::normalised(call.shape, call.x, coefficients, call.residual, call.relu);

@@ -36,7 +36,7 @@ struct LayerState {
 struct ForwardCall : kernels::test::ForwardInputs {
   std::vector<double> weight = {};  // or empty
   std::vector<double> bias = {};    // or empty
-  BlendArgs blend = {1e-5, 100, 2, true, Variance::Published};
+  BlendOptions options = {1e-5, 100, 2, true, Variance::Published};
   /// (ranks, 2 * channels + 1), or empty
   std::vector<double> gathered = {};
   int64_t ranks = 0;

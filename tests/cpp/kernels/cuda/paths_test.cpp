@@ -29,7 +29,7 @@ class CudaPathsTest : public testing::Test {
     args.x = args.y = values_.data();
     args.saved = channels_.data();
     args.through_statistics = true;
-    args.blend.eps = 1e-5;
+    args.options.eps = 1e-5;
     args.workspace = workspace_of(forward_workspace_bytes(args.type, args.shape, device));
     args.counters = counters_.data();
     return forward(args, device);

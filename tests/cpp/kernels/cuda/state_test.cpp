@@ -41,12 +41,12 @@ class CudaStateTest : public EveryWay {
   }
 
   /// Seven forwards, the schedule's end among them.
-  void check_forwards(const Shape& shape, LayerState state, const BlendArgs& blend,
+  void check_forwards(const Shape& shape, LayerState state, const BlendOptions& blend,
                       std::optional<double> update_momentum = {}) const {
     auto expected = state;
     for (uint64_t step = 0; step < 7; ++step) {
       auto call = call_of(shape, 100 + step);
-      call.blend = blend;
+      call.options = blend;
       call.update_momentum = update_momentum;
       emulator::set_order(step);
       SCOPED_TRACE(kernels::test::name_of(shape) + " forward " + std::to_string(step));

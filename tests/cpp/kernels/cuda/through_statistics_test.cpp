@@ -72,8 +72,8 @@ class CudaThroughStatisticsTest : public EveryWay {
     forward.relu = true;
     forward.weight = call.weight;
     forward.bias = call.bias;
-    forward.blend.eps = 0;
-    forward.blend.variance = Variance::Biased;
+    forward.options.eps = 0;
+    forward.options.variance = Variance::Biased;
     forward.ranks = 1;
     forward.gathered = mean;
     for (const double value : variance) forward.gathered.push_back(2 * value);
@@ -175,7 +175,7 @@ TEST_P(CudaThroughStatisticsTest, BatchFarFromZero) {
     forward.type = type();
     forward.shape = shape;
     forward.x = call.x;
-    forward.blend.variance = Variance::Biased;
+    forward.options.variance = Variance::Biased;
     forward.through_statistics = true;
     LayerState none;
     call.saved = run_forward(forward, none, device()).saved;
