@@ -117,6 +117,7 @@ def png_files() -> dict[str, bytes]:
         "cut-in-header": colour[:20],
         "large-and-empty": png(16384, 16384, chunk(b"IDAT", zlib.compress(bytes(99)))),
         "larger-than-allowed": png(2**31 - 1, 2**31 - 1, rows),
+        "exif-of-a-gigabyte": png(11, 9, struct.pack(">I", 2**30) + b"eXIf", rows),
         "swollen-text": png(11, 9, chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(10**7), 9)), rows),
     }
 

@@ -307,6 +307,9 @@ class PngReader {
     rest_ = bytes;
     run([&] {
       png_set_read_fn(png_, &rest_, read_png_bytes);
+      // Texts, profiles, EXIF: libpng would take as much memory for one as its header names, and nothing of them is
+      // needed from it.
+      png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
       png_read_info(png_, info_);
     });
   }
