@@ -370,14 +370,9 @@ Call::Result without_derivative(const Call& call) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, Autograd, m) {
-  ops::implement<forward_train>(m);
-  ops::implement<forward_train_>(m);
-  ops::implement<forward_eval_>(m);
-  ops::implement<forward_functional>(m);
-  ops::implement<backward>(m);
-  ops::implement<without_derivative<ops::BackwardInplace>>(m);
-  ops::implement<without_derivative<ops::GradientSums>>(m);
-  ops::implement<without_derivative<ops::GradientOfInput>>(m);
+  ops::implement<forward_train, forward_train_, forward_eval_, forward_functional, backward,
+                 without_derivative<ops::BackwardInplace>, without_derivative<ops::GradientSums>,
+                 without_derivative<ops::GradientOfInput>>(m);
   for (const char* name :
        {"_batch_statistics", "_group_statistics", "_check_input", "_check_parameters", "_advance_schedule_"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
@@ -385,11 +380,9 @@ TORCH_LIBRARY_IMPL(momentum_bn, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(momentum_bn, ADInplaceOrView, m) {
-  ops::implement<ops::with_version_bumps<ops::ForwardTrain>>(m);
-  ops::implement<ops::with_version_bumps<ops::ForwardTrainInplace>>(m);
-  ops::implement<ops::with_version_bumps<ops::ForwardEvalInplace>>(m);
-  ops::implement<ops::with_version_bumps<ops::BackwardInplace>>(m);
-  ops::implement<ops::with_version_bumps<ops::AdvanceSchedule>>(m);
+  ops::implement<ops::with_version_bumps<ops::ForwardTrain>, ops::with_version_bumps<ops::ForwardTrainInplace>,
+                 ops::with_version_bumps<ops::ForwardEvalInplace>, ops::with_version_bumps<ops::BackwardInplace>,
+                 ops::with_version_bumps<ops::AdvanceSchedule>>(m);
 }
 
 }  // namespace momentum_bn::autograd

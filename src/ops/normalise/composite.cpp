@@ -479,26 +479,14 @@ at::Tensor batch_statistics(const ops::BatchStatistics& call) { return packed_st
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, CompositeExplicitAutograd, m) {
-  ops::implement<batch_statistics>(m);
-  ops::implement<forward_train>(m);
-  ops::implement<forward_train_>(m);
-  ops::implement<forward_eval_>(m);
-  ops::implement<forward_functional>(m);
-  ops::implement<backward>(m);
-  ops::implement<backward_>(m);
-  ops::implement<gradient_sums>(m);
-  ops::implement<gradient_of_input>(m);
-  ops::implement<advance_schedule_>(m);
+  ops::implement<batch_statistics, forward_train, forward_train_, forward_eval_, forward_functional, backward,
+                 backward_, gradient_sums, gradient_of_input, advance_schedule_>(m);
 }
 
 // torch.func.vmap has rules of its own for the at:: operations.
 TORCH_LIBRARY_IMPL(momentum_bn, FuncTorchBatched, m) {
-  ops::implement<mapped_batch_statistics>(m);
-  ops::implement<mapped_group_statistics>(m);
-  ops::implement<mapped<ops::ForwardTrain, forward_train>>(m);
-  ops::implement<mapped<ops::ForwardTrainInplace, forward_train_>>(m);
-  ops::implement<forward_eval_>(m);
-  ops::implement<forward_functional>(m);
+  ops::implement<mapped_batch_statistics, mapped_group_statistics, mapped<ops::ForwardTrain, forward_train>,
+                 mapped<ops::ForwardTrainInplace, forward_train_>, forward_eval_, forward_functional>(m);
 }
 
 }  // namespace momentum_bn::composite

@@ -458,15 +458,8 @@ void advance_schedule_(const ops::AdvanceSchedule& call) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, CPU, m) {
-  ops::implement<batch_statistics>(m);
-  ops::implement<forward_train>(m);
-  ops::implement<forward_train_>(m);
-  ops::implement<forward_functional>(m);
-  ops::implement<backward>(m);
-  ops::implement<backward_>(m);
-  ops::implement<gradient_sums>(m);
-  ops::implement<gradient_of_input>(m);
-  ops::implement<advance_schedule_>(m);
+  ops::implement<batch_statistics, forward_train, forward_train_, forward_functional, backward, backward_,
+                 gradient_sums, gradient_of_input, advance_schedule_>(m);
 }
 
 }  // namespace momentum_bn::cpu

@@ -410,15 +410,8 @@ TORCH_LIBRARY_FRAGMENT(momentum_bn, m) {
 
 TORCH_LIBRARY_IMPL(momentum_bn, CUDA, m) {
   if (!driver_suits()) return;  // the composite path is taken
-  ops::implement<batch_statistics>(m);
-  ops::implement<forward_train>(m);
-  ops::implement<forward_train_>(m);
-  ops::implement<forward_functional>(m);
-  ops::implement<backward>(m);
-  ops::implement<backward_>(m);
-  ops::implement<gradient_sums>(m);
-  ops::implement<gradient_of_input>(m);
-  ops::implement<advance_schedule_>(m);
+  ops::implement<batch_statistics, forward_train, forward_train_, forward_functional, backward, backward_,
+                 gradient_sums, gradient_of_input, advance_schedule_>(m);
 }
 
 }  // namespace momentum_bn::cuda

@@ -87,17 +87,8 @@ at::Tensor gradient_of_input(const ops::GradientOfInput& call) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(momentum_bn, Meta, m) {
-  ops::implement<batch_statistics>(m);
-  ops::implement<group_statistics>(m);
-  ops::implement<forward_train>(m);
-  ops::implement<forward_train_>(m);
-  ops::implement<forward_eval_>(m);
-  ops::implement<forward_functional>(m);
-  ops::implement<backward>(m);
-  ops::implement<backward_>(m);
-  ops::implement<gradient_sums>(m);
-  ops::implement<gradient_of_input>(m);
-  ops::implement<check_advance_schedule>(m);
+  ops::implement<batch_statistics, group_statistics, forward_train, forward_train_, forward_eval_, forward_functional,
+                 backward, backward_, gradient_sums, gradient_of_input, check_advance_schedule>(m);
 }
 
 }  // namespace momentum_bn::meta

@@ -64,6 +64,15 @@ const c10::TypedOperatorHandle<typename Function<Call>::Type>& handle() {
   return found;
 }
 
+template <auto kBody>
+void implement_one(torch::Library& library) {
+  using Call = decltype(call_of(kBody));
+  library.impl(
+      Call::kName,
+      torch::CppFunction::makeFromUnboxedFunction(
+          c10::CompileTimeFunctionPointer<typename Function<Call>::Type, &Function<Call>::template run<kBody>>()));
+}
+
 inline void bump_version(const at::Tensor& tensor) {
   if (tensor.defined() && !tensor.is_inference()) {
     tensor.unsafeGetTensorImpl()->bump_version();
@@ -85,13 +94,10 @@ Call::Result call(const Call& with) {
   return std::apply([](auto&... fields) { return internal::handle<Call>().call(fields...); }, with.fields());
 }
 
-/// Registers `kBody`, a function of an operator's struct, for the dispatch key of `library`.
-template <auto kBody>
+/// Registers functions of operators' structs for the dispatch key of `library`.
+template <auto... kBodies>
 void implement(torch::Library& library) {
-  using Call = decltype(internal::call_of(kBody));
-  library.impl(Call::kName, torch::CppFunction::makeFromUnboxedFunction(
-                                c10::CompileTimeFunctionPointer<typename internal::Function<Call>::Type,
-                                                                &internal::Function<Call>::template run<kBody>>()));
+  (internal::implement_one<kBodies>(library), ...);
 }
 
 /// The same arguments as another struct, of the same fields.
