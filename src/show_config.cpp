@@ -19,9 +19,13 @@ std::string version(int number) { return std::to_string(number / 1000) + "." + s
 
 /// What the machine's driver means for the kernels.
 std::string driver() {
-  if (cuda::driver_version() == 0) return "no NVIDIA driver here";
+  if (cuda::driver_version() == 0) {
+    return "no NVIDIA driver here";
+  }
   const std::string found = "the driver's CUDA is " + version(cuda::driver_version());
-  if (cuda::driver_suits()) return found;
+  if (cuda::driver_suits()) {
+    return found;
+  }
   return found + ", older than the kernels' " + version(cuda::runtime_version()) +
          ": tensors on a GPU take the composite path";
 }

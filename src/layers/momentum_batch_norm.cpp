@@ -49,7 +49,9 @@ void MomentumBatchNormLayer::register_own_state(torch::nn::Module& module) {
 }
 
 std::optional<double> MomentumBatchNormLayer::momentum() const {
-  if (!options.track_running_stats()) return untracked_momentum_;
+  if (!options.track_running_stats()) {
+    return untracked_momentum_;
+  }
   const auto value = momentum_state.item<double>();
   return value < 0 ? std::nullopt : std::optional<double>(value);
 }
@@ -103,7 +105,9 @@ void MomentumBatchNormLayer::reset_running_stats() {
 void MomentumBatchNormLayer::restart_schedule() {
   untracked_momentum_ = options.momentum();
   untracked_cur_iter_ = 0;
-  if (!options.track_running_stats()) return;
+  if (!options.track_running_stats()) {
+    return;
+  }
   forget_views();
   torch::NoGradGuard no_grad;
   cur_iter_state.zero_();
@@ -167,27 +171,43 @@ void MomentumBatchNormLayer::print(std::ostream& stream, size_t dimensions) cons
 void set_total_iters(torch::nn::Module& module, int64_t total_iters) {
   check_total_iters(total_iters);
   const auto set = [total_iters](torch::nn::Module& part) {
-    if (auto* layer = dynamic_cast<MomentumBatchNormLayer*>(&part)) layer->set_total_iters(total_iters);
-    if (auto* teacher = dynamic_cast<MomentumTeacherBase*>(&part)) teacher->set_total_iters(total_iters);
+    if (auto* layer = dynamic_cast<MomentumBatchNormLayer*>(&part)) {
+      layer->set_total_iters(total_iters);
+    }
+    if (auto* teacher = dynamic_cast<MomentumTeacherBase*>(&part)) {
+      teacher->set_total_iters(total_iters);
+    }
   };
   set(module);
-  for (const auto& child : module.modules(/*include_self=*/false)) set(*child);
+  for (const auto& child : module.modules(/*include_self=*/false)) {
+    set(*child);
+  }
 }
 
 torch::OrderedDict<std::string, at::Tensor> plain_state_dict(const torch::nn::Module& module) {
   // By layer, not by name: another module's buffer may be called like one of ours.
   std::unordered_set<std::string> own;
   const auto add_own = [&own](const torch::nn::Module& child, const std::string& prefix) {
-    if (!dynamic_cast<const MomentumBatchNormLayer*>(&child)) return;
-    for (const char* name : kOwnBuffers) own.insert(prefix + name);
+    if (!dynamic_cast<const MomentumBatchNormLayer*>(&child)) {
+      return;
+    }
+    for (const char* name : kOwnBuffers) {
+      own.insert(prefix + name);
+    }
   };
   add_own(module, "");
-  for (const auto& child : module.named_modules("", /*include_self=*/false)) add_own(*child.value(), child.key() + ".");
+  for (const auto& child : module.named_modules("", /*include_self=*/false)) {
+    add_own(*child.value(), child.key() + ".");
+  }
 
   torch::OrderedDict<std::string, at::Tensor> state;
-  for (const auto& parameter : module.named_parameters()) state.insert(parameter.key(), parameter.value());
+  for (const auto& parameter : module.named_parameters()) {
+    state.insert(parameter.key(), parameter.value());
+  }
   for (const auto& buffer : module.named_buffers()) {
-    if (own.count(buffer.key()) == 0) state.insert(buffer.key(), buffer.value());
+    if (own.count(buffer.key()) == 0) {
+      state.insert(buffer.key(), buffer.value());
+    }
   }
   return state;
 }

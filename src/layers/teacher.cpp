@@ -32,7 +32,9 @@ bool is_rounding(const at::Tensor& parameter, const at::Tensor& master) {
 std::vector<MomentumBatchNormLayer*> layers_of(const torch::nn::Module& module) {
   std::vector<MomentumBatchNormLayer*> layers;
   for (const auto& part : module.modules()) {
-    if (auto* layer = dynamic_cast<MomentumBatchNormLayer*>(part.get())) layers.push_back(layer);
+    if (auto* layer = dynamic_cast<MomentumBatchNormLayer*>(part.get())) {
+      layers.push_back(layer);
+    }
   }
   return layers;
 }
@@ -58,7 +60,9 @@ void MomentumTeacherBase::attach(torch::nn::Module& student, std::shared_ptr<tor
   momentum_bn::set_total_iters(*teacher_, total_iters);
   auto parameters = teacher_->parameters();
   auto counter = at::TensorOptions().dtype(at::kLong);
-  if (!parameters.empty()) counter = counter.device(parameters.front().device());
+  if (!parameters.empty()) {
+    counter = counter.device(parameters.front().device());
+  }
   updates_state_ = register_buffer("updates", at::zeros({}, counter));
   for (size_t i = 0; i < parameters.size(); ++i) {
     at::Tensor& target = parameters[i];
@@ -92,7 +96,9 @@ void MomentumTeacherBase::update_from(const torch::nn::Module& student) {
   torch::NoGradGuard no_grad;
   std::vector<at::Tensor> targets = teacher_->parameters();
   std::vector<at::Tensor> sources;
-  for (const auto& pair : paired_with(student)) sources.push_back(pair.second.detach());
+  for (const auto& pair : paired_with(student)) {
+    sources.push_back(pair.second.detach());
+  }
   check_pace();
   refresh_masters();
   ops::call(ops::TeacherUpdate{targets, masters_, sources, updates_state_, total_iters_, start_});
@@ -100,15 +106,21 @@ void MomentumTeacherBase::update_from(const torch::nn::Module& student) {
 }
 
 void MomentumTeacherBase::count_forward() {
-  if (forwards_ >= 0 && teacher_->is_training()) ++forwards_;
+  if (forwards_ >= 0 && teacher_->is_training()) {
+    ++forwards_;
+  }
 }
 
 void MomentumTeacherBase::check_pace() {
   const int64_t forwards = forwards_;
-  if (forwards <= 0 || has_warned_) return;
+  if (forwards <= 0 || has_warned_) {
+    return;
+  }
   for (const auto* layer : layers_of(*teacher_)) {
     const int64_t views = layer->options.views_per_update();
-    if (views == forwards || !follows_cosine(layer->options)) continue;
+    if (views == forwards || !follows_cosine(layer->options)) {
+      continue;
+    }
     has_warned_ = true;
     TORCH_WARN("between two updates this teacher ran ", forwards,
                " training forwards, but its layers have views_per_update=", views, ": their schedule runs ",
@@ -126,11 +138,15 @@ void MomentumTeacherBase::refresh_masters() {
     at::Tensor parameter = parameters[i].value();
     at::Tensor& master = masters_[i];
     if (!has_values(master)) {
-      if (needs_master(parameter)) set_master(i, parameters[i].key(), parameter.detach().to(at::kFloat));
+      if (needs_master(parameter)) {
+        set_master(i, parameters[i].key(), parameter.detach().to(at::kFloat));
+      }
     } else if (needs_master(parameter)) {
       renew_if_stale(master, parameter);
     } else {
-      if (is_rounding(parameter, master)) parameter.copy_(master);
+      if (is_rounding(parameter, master)) {
+        parameter.copy_(master);
+      }
       master.set_data(at::empty({0}, master.options()));
     }
   }
@@ -202,7 +218,9 @@ void MomentumTeacherBase::reset() {
   torch::NoGradGuard no_grad;
   updates_state_.zero_();
   forwards_ = -1;
-  for (auto* layer : layers_of(*teacher_)) layer->restart_schedule();
+  for (auto* layer : layers_of(*teacher_)) {
+    layer->restart_schedule();
+  }
 }
 
 }  // namespace momentum_bn

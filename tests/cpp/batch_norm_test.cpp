@@ -120,7 +120,9 @@ void expect_loads(From from, To to) {
   torch::save(from, archive);
   torch::load(to, archive);
   const auto expected = from->named_buffers();
-  for (const auto& item : to->named_buffers()) EXPECT_TRUE(same_bits(item.value(), expected[item.key()])) << item.key();
+  for (const auto& item : to->named_buffers()) {
+    EXPECT_TRUE(same_bits(item.value(), expected[item.key()])) << item.key();
+  }
   EXPECT_TRUE(same_bits(to->weight, from->weight));
   const at::Tensor x = randn({4, 3, 2, 2}, 2, at::kFloat);
   expect_close(to->forward(x), from->forward(x), 1e-5);
@@ -155,7 +157,9 @@ TEST(BatchNorm2d, CloneGoesOnBitForBit) {
 TEST(BatchNorm2d, CastsKeepTheCounter) {
   for (const bool nested : {false, true}) {
     BatchNorm2d layer(3);
-    for (int i = 0; i < 3; ++i) layer->forward(at::rand({4, 3, 2, 2}));
+    for (int i = 0; i < 3; ++i) {
+      layer->forward(at::rand({4, 3, 2, 2}));
+    }
     if (nested) {
       torch::nn::ModuleList(layer)->to(at::kBFloat16);
     } else {
@@ -183,7 +187,9 @@ TEST(BatchNorm2d, InplaceTakesMemoryWhereNoGradientIsRecorded) {
       const torch::NoGradGuard no_grad;
       EXPECT_TRUE(takes(layer, at::rand({4, 3, 2, 2})));
     }
-    for (auto& parameter : layer->parameters()) parameter.set_requires_grad(false);
+    for (auto& parameter : layer->parameters()) {
+      parameter.set_requires_grad(false);
+    }
     EXPECT_TRUE(takes(layer, at::rand({4, 3, 2, 2})));
     EXPECT_EQ(takes(layer, at::rand({4, 3, 2, 2}).requires_grad_() * 1), !training);
   }

@@ -33,13 +33,17 @@ std::string words_of(const Action& action) {
 }
 
 void expect_contains(const std::string& words, const std::vector<std::string>& parts) {
-  for (const std::string& part : parts) EXPECT_NE(words.find(part), std::string::npos) << part << " in: " << words;
+  for (const std::string& part : parts) {
+    EXPECT_NE(words.find(part), std::string::npos) << part << " in: " << words;
+  }
 }
 
 /// A layer in the middle of a half-done update.
 MomentumBatchNorm2d mid_pair_layer(MomentumBatchNormOptions options = MomentumBatchNormOptions(3)) {
   MomentumBatchNorm2d layer(options.momentum(0.5));
-  for (int i = 0; i < 3; ++i) layer->forward(at::rand({4, 3, 2, 2}));
+  for (int i = 0; i < 3; ++i) {
+    layer->forward(at::rand({4, 3, 2, 2}));
+  }
   return layer;
 }
 

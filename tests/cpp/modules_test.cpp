@@ -75,7 +75,9 @@ void two_hundred_forwards_equal_the_oracle(std::vector<int64_t> shape) {
       ASSERT_EQ(layer->num_batches_tracked.template item<int64_t>(), step + 1);
       ASSERT_EQ(layer->momentum().has_value(), reference.momentum.has_value());
       ASSERT_NEAR(layer->momentum().value_or(-1), reference.momentum.value_or(-1), 1e-15);
-      if (::testing::Test::HasFailure()) return;
+      if (::testing::Test::HasFailure()) {
+        return;
+      }
     }
   }
 }
@@ -152,7 +154,9 @@ TEST(MomentumBatchNorm2d, AccessorsAssignAndKeepEachOther) {
 
 TEST(MomentumBatchNorm2d, EvaluationUsesRunningStatisticsAndChangesNothing) {
   MomentumBatchNorm2d layer = randomise_parameters(MomentumBatchNorm2d(MomentumBatchNormOptions(3).momentum(0.7)));
-  for (int64_t step = 0; step < 3; ++step) layer->forward(randn({4, 3, 5, 5}, step, at::kFloat) * 2 + 1);
+  for (int64_t step = 0; step < 3; ++step) {
+    layer->forward(randn({4, 3, 5, 5}, step, at::kFloat) * 2 + 1);
+  }
   layer->eval();
   const at::Tensor x = randn({4, 3, 5, 5}, 9, at::kFloat);
   const auto before = snapshot(layer);
@@ -209,7 +213,9 @@ TEST(MomentumBatchNorm2d, GradientsEqualAutogradThroughTheOracle) {
       gradients[ours] = {x.grad(), residual.grad(), ours ? layer->weight.grad() : weight.grad(),
                          ours ? layer->bias.grad() : bias.grad()};
     }
-    for (size_t i = 0; i < gradients[0].size(); ++i) expect_close(gradients[1][i], gradients[0][i], 1e-12);
+    for (size_t i = 0; i < gradients[0].size(); ++i) {
+      expect_close(gradients[1][i], gradients[0][i], 1e-12);
+    }
   }
 }
 
@@ -260,8 +266,9 @@ TEST(MomentumBatchNorm2d, SameBitsWhateverTheNumberOfThreads) {
           {y, x.grad(), layer->weight.grad(), layer->bias.grad(), layer->view_mean_sum, layer->view_var_sum});
     }
     for (size_t i = 1; i < results.size(); ++i) {
-      for (size_t j = 0; j < results[i].size(); ++j)
+      for (size_t j = 0; j < results[i].size(); ++j) {
         EXPECT_TRUE(same_bits(results[i][j], results[0][j])) << i << " " << j;
+      }
     }
   }
   at::set_num_threads(threads);

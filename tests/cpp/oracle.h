@@ -32,7 +32,9 @@ inline BatchStatistics batch_statistics(const at::Tensor& x) {
 }
 
 inline at::Tensor variance_to_normalise(const BatchStatistics& batch, const std::string& variance) {
-  if (variance == "published") return batch.var * (batch.n / (batch.n - 1));
+  if (variance == "published") {
+    return batch.var * (batch.n / (batch.n - 1));
+  }
   return variance == "unbiased" ? batch.var : batch.var * ((batch.n - 1) / batch.n);
 }
 
@@ -54,9 +56,15 @@ inline at::Tensor normalise(const at::Tensor& x, const at::Tensor& mean, const a
                             const at::Tensor& weight = {}, const at::Tensor& bias = {}, const at::Tensor& residual = {},
                             bool relu = false) {
   at::Tensor y = (x.to(at::kDouble) - per_channel(mean.detach(), x)) / per_channel((var.detach() + eps).sqrt(), x);
-  if (weight.defined()) y = y * per_channel(weight.to(at::kDouble), x);
-  if (bias.defined()) y = y + per_channel(bias.to(at::kDouble), x);
-  if (residual.defined()) y = y + residual.to(at::kDouble);
+  if (weight.defined()) {
+    y = y * per_channel(weight.to(at::kDouble), x);
+  }
+  if (bias.defined()) {
+    y = y + per_channel(bias.to(at::kDouble), x);
+  }
+  if (residual.defined()) {
+    y = y + residual.to(at::kDouble);
+  }
   return relu ? at::relu(y) : y;
 }
 
@@ -102,7 +110,9 @@ struct MomentumBatchNorm {
   void remember(const BatchStatistics& batch, double m) {
     view_mean_sum = view_mean_sum + batch.mean;
     view_var_sum = view_var_sum + batch.var;
-    if (++view_count < views_per_update) return;
+    if (++view_count < views_per_update) {
+      return;
+    }
     const double views = static_cast<double>(view_count);
     running_mean = m * (view_mean_sum / views) + (1 - m) * running_mean;
     running_var = m * variance_to_keep(view_var_sum / views, batch.n, variance) + (1 - m) * running_var;
@@ -110,7 +120,9 @@ struct MomentumBatchNorm {
     view_var_sum = at::zeros_like(view_var_sum);
     view_count = 0;
     ++cur_iter;
-    if (cosine && momentum) momentum = cosine_schedule(cur_iter, total_iters);
+    if (cosine && momentum) {
+      momentum = cosine_schedule(cur_iter, total_iters);
+    }
   }
 };
 

@@ -19,7 +19,9 @@ std::vector<at::Tensor> train(const std::vector<at::Tensor>& inputs, std::string
     y.square().sum().backward();
     results.push_back(y.detach());
   }
-  for (const auto& buffer : layer->buffers()) results.push_back(buffer);
+  for (const auto& buffer : layer->buffers()) {
+    results.push_back(buffer);
+  }
   results.push_back(layer->weight.grad());
   return results;
 }

@@ -14,9 +14,15 @@ namespace momentum_bn::testing {
 
 /// Equal dtype, shape and bytes: NaN equals NaN, and 0 does not equal -0.
 inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  if (a.defined() != b.defined()) return false;
-  if (!a.defined()) return true;
-  if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
+  if (a.defined() != b.defined()) {
+    return false;
+  }
+  if (!a.defined()) {
+    return true;
+  }
+  if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) {
+    return false;
+  }
   const at::Tensor left = a.detach().contiguous();
   const at::Tensor right = b.detach().contiguous();
   return left.numel() == 0 || std::memcmp(left.data_ptr(), right.data_ptr(), left.nbytes()) == 0;
@@ -32,8 +38,12 @@ struct Snapshot {
 template <typename Layer>
 Snapshot snapshot(Layer layer) {
   Snapshot taken;
-  for (const auto& item : layer->named_parameters()) taken.tensors[item.key()] = item.value().detach().clone();
-  for (const auto& item : layer->named_buffers()) taken.tensors[item.key()] = item.value().clone();
+  for (const auto& item : layer->named_parameters()) {
+    taken.tensors[item.key()] = item.value().detach().clone();
+  }
+  for (const auto& item : layer->named_buffers()) {
+    taken.tensors[item.key()] = item.value().clone();
+  }
   taken.momentum = layer->momentum();
   taken.cur_iter = layer->cur_iter();
   taken.total_iters = layer->total_iters();
@@ -69,8 +79,12 @@ inline at::Tensor randn(at::IntArrayRef shape, uint64_t seed, at::ScalarType dty
 template <typename Layer>
 Layer randomise_parameters(Layer layer) {
   at::NoGradGuard no_grad;
-  if (layer->weight.defined()) layer->weight.copy_(randn(layer->weight.sizes(), 77) * 0.2 + 1);
-  if (layer->bias.defined()) layer->bias.copy_(randn(layer->bias.sizes(), 78) * 0.2);
+  if (layer->weight.defined()) {
+    layer->weight.copy_(randn(layer->weight.sizes(), 77) * 0.2 + 1);
+  }
+  if (layer->bias.defined()) {
+    layer->bias.copy_(randn(layer->bias.sizes(), 78) * 0.2);
+  }
   return layer;
 }
 

@@ -58,13 +58,16 @@ TEST(State, CutRunGoesOnBitForBit) {
     for (const auto& cut : {saved_and_loaded, cloned}) {
       for (const int64_t forwards : {0, 1, 2, 3, 7}) {
         MomentumBatchNorm2d uncut = build(options);
-        for (int64_t step = 0; step < forwards; ++step) uncut->forward(input(step, dtype));
+        for (int64_t step = 0; step < forwards; ++step) {
+          uncut->forward(input(step, dtype));
+        }
         MomentumBatchNorm2d resumed = cut(uncut, options);
         expect_same(snapshot(resumed), snapshot(uncut));
         const auto before = snapshot(uncut);
         std::vector<at::Tensor> outputs;
-        for (int64_t step = forwards; step < forwards + 8; ++step)
+        for (int64_t step = forwards; step < forwards + 8; ++step) {
           outputs.push_back(resumed->forward(input(step, dtype)));
+        }
         expect_same(snapshot(uncut), before);  // they share nothing
         for (int64_t step = forwards; step < forwards + 8; ++step) {
           EXPECT_TRUE(same_bits(uncut->forward(input(step, dtype)), outputs[step - forwards]))
@@ -102,7 +105,9 @@ TEST(State, CastsNeverRoundScheduleOrCounters) {
       MomentumBatchNorm2d layer(MomentumBatchNormOptions(3).total_iters(1001));
       layer->set_cur_iter(54321);  // not a number of float16 or bfloat16
       layer->set_momentum(0.1);
-      for (int64_t step = 0; step < 3; ++step) layer->forward(input(step));
+      for (int64_t step = 0; step < 3; ++step) {
+        layer->forward(input(step));
+      }
       layer->set_momentum(0.1);
       if (nested) {
         torch::nn::ModuleList network(layer);
@@ -136,7 +141,9 @@ TEST(State, SumsOfTheViewsHaveFloat32AtLeast) {
     for (MomentumBatchNorm1d layer : {cast, constructed}) {
       std::vector<at::Tensor> variances;
       const auto view = [&](uint64_t seed) { return (randn({64, 2}, seed) * 100).to(dtype); };
-      for (uint64_t seed = 0; seed < 7; ++seed) layer->forward(view(seed));
+      for (uint64_t seed = 0; seed < 7; ++seed) {
+        layer->forward(view(seed));
+      }
       EXPECT_EQ(layer->view_mean_sum.scalar_type(), at::kFloat);
       EXPECT_EQ(layer->view_var_sum.scalar_type(), at::kFloat);
       const at::Tensor sums = layer->view_var_sum.clone();
@@ -148,7 +155,9 @@ TEST(State, SumsOfTheViewsHaveFloat32AtLeast) {
       MomentumBatchNorm1d loaded(options);
       torch::load(loaded, stream);
       MomentumBatchNorm1d copy(std::dynamic_pointer_cast<MomentumBatchNorm1dImpl>(layer->clone()));
-      for (uint64_t seed = 0; seed < 8; ++seed) variances.push_back(view(seed).to(at::kDouble).var({0}));
+      for (uint64_t seed = 0; seed < 8; ++seed) {
+        variances.push_back(view(seed).to(at::kDouble).var({0}));
+      }
       const at::Tensor expected = at::stack(variances).mean({0}) * 64 / 63;
       for (MomentumBatchNorm1d complete : {layer, loaded, copy}) {
         EXPECT_EQ(complete->view_var_sum.scalar_type(), at::kFloat);
@@ -167,7 +176,9 @@ TEST(State, SumsSavedInSixteenBitsAreWidened) {
   MomentumBatchNorm1d layer(2);
   layer->to(at::kHalf);
   torch::serialize::OutputArchive archive;
-  for (const auto& item : layer->named_parameters()) archive.write(item.key(), item.value());
+  for (const auto& item : layer->named_parameters()) {
+    archive.write(item.key(), item.value());
+  }
   for (const auto& item : layer->named_buffers()) {
     const bool is_sum = item.key().rfind("view_", 0) == 0 && item->dim() == 1;
     archive.write(item.key(), is_sum ? item->to(at::kHalf) : item.value(), /*is_buffer=*/true);
@@ -192,7 +203,9 @@ TEST(State, ArchiveOfAPlainBatchNormLoads) {
   std::stringstream stream;
   torch::save(plain, stream);
   MomentumBatchNorm2d layer(MomentumBatchNormOptions(3).total_iters(10));
-  for (int64_t step = 0; step < 3; ++step) layer->forward(input(step));
+  for (int64_t step = 0; step < 3; ++step) {
+    layer->forward(input(step));
+  }
   const auto momentum = layer->momentum();
   torch::load(layer, stream);
   EXPECT_TRUE(same_bits(layer->running_mean, plain->running_mean));
@@ -210,9 +223,13 @@ TEST(State, ArchiveWithSomeOfOurKeysIsAnErrorThatChangesNothing) {
        {"view_mean_sum", "view_var_sum", "view_count", "cur_iter_state", "momentum_state"}) {
     MomentumBatchNorm2d whole(3);
     torch::serialize::OutputArchive archive;
-    for (const auto& item : whole->named_parameters()) archive.write(item.key(), item.value());
+    for (const auto& item : whole->named_parameters()) {
+      archive.write(item.key(), item.value());
+    }
     for (const auto& item : whole->named_buffers()) {
-      if (item.key() != missing) archive.write(item.key(), item.value() + 1, /*is_buffer=*/true);
+      if (item.key() != missing) {
+        archive.write(item.key(), item.value() + 1, /*is_buffer=*/true);
+      }
     }
     std::stringstream stream;
     archive.save_to(stream);
@@ -227,7 +244,9 @@ TEST(State, ArchiveWithSomeOfOurKeysIsAnErrorThatChangesNothing) {
 TEST(State, ResetMakesAllOfItNew) {
   const auto options = MomentumBatchNormOptions(3).momentum(0.3).total_iters(5);
   MomentumBatchNorm2d layer = build(options);
-  for (int64_t step = 0; step < 5; ++step) layer->forward(input(step));
+  for (int64_t step = 0; step < 5; ++step) {
+    layer->forward(input(step));
+  }
   layer->set_momentum(0.9);
   const at::Tensor weight = layer->weight.detach().clone();
   layer->reset_running_stats();
@@ -245,8 +264,12 @@ TEST(State, PlainStateDictHasTheKeysOfTorchsNetwork) {
   const auto theirs = network(torch::nn::BatchNorm1d(3));
   layer->forward(at::rand({4, 3}));
   std::vector<std::string> expected;
-  for (const auto& item : theirs->named_parameters()) expected.push_back(item.key());
-  for (const auto& item : theirs->named_buffers()) expected.push_back(item.key());
+  for (const auto& item : theirs->named_parameters()) {
+    expected.push_back(item.key());
+  }
+  for (const auto& item : theirs->named_buffers()) {
+    expected.push_back(item.key());
+  }
   std::vector<std::string> keys = plain_state_dict(*ours).keys();
   EXPECT_EQ(std::set<std::string>(keys.begin(), keys.end()), std::set<std::string>(expected.begin(), expected.end()));
   EXPECT_TRUE(same_bits(plain_state_dict(*ours)["1.running_mean"], layer->running_mean));

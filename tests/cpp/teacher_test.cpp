@@ -34,7 +34,9 @@ struct EncoderImpl : torch::nn::Cloneable<EncoderImpl> {
     } else {
       norm = register_module("norm", torch::nn::BatchNorm1d(width_));
     }
-    if (has_predictor_) predictor = register_module("predictor", torch::nn::Linear(width_, width_));
+    if (has_predictor_) {
+      predictor = register_module("predictor", torch::nn::Linear(width_, width_));
+    }
   }
   at::Tensor forward(const at::Tensor& x) {
     const at::Tensor hidden = linear->forward(x);
@@ -69,7 +71,9 @@ Encoder teacher_of(at::ScalarType dtype = at::kDouble) {
 void move(Encoder student, uint64_t step) {
   const at::NoGradGuard no_grad;
   uint64_t seed = 100 * step;
-  for (at::Tensor& p : student->parameters()) p.add_((randn(p.sizes(), seed++) * 0.1).to(p.scalar_type()));
+  for (at::Tensor& p : student->parameters()) {
+    p.add_((randn(p.sizes(), seed++) * 0.1).to(p.scalar_type()));
+  }
 }
 
 TEST(MomentumTeacher, StartsAsACopyThatTakesNoGradient) {
@@ -91,7 +95,9 @@ TEST(MomentumTeacher, AveragesFollowTheFormula) {
   Encoder model = teacher_of();
   const MomentumTeacher<Encoder> teacher(student, model, 10, 0.9);
   std::vector<at::Tensor> expected;
-  for (const at::Tensor& p : student->parameters()) expected.push_back(p.detach().clone());
+  for (const at::Tensor& p : student->parameters()) {
+    expected.push_back(p.detach().clone());
+  }
   for (int64_t t = 0; t < 14; ++t) {
     EXPECT_EQ(teacher->updates(), t);
     EXPECT_NEAR(teacher->param_momentum(), oracle::teacher_momentum(t, 10, 0.9), 1e-15);
@@ -169,7 +175,9 @@ TEST(MomentumTeacher, SixteenBitStudentHasAFloat32Master) {
 std::vector<at::Tensor> masters_of(const MomentumTeacher<Encoder>& teacher) {
   std::vector<at::Tensor> masters;
   for (const auto& item : teacher->named_buffers()) {
-    if (item.key().rfind("master/", 0) == 0 && item->numel() > 0) masters.push_back(item.value());
+    if (item.key().rfind("master/", 0) == 0 && item->numel() > 0) {
+      masters.push_back(item.value());
+    }
   }
   return masters;
 }
@@ -184,13 +192,19 @@ TEST(MomentumTeacher, CastsKeepAndMakeMasters) {
     cast->to(dtype);
     {
       const at::NoGradGuard no_grad;
-      for (at::Tensor& p : student->parameters()) p.add_(0.5);
+      for (at::Tensor& p : student->parameters()) {
+        p.add_(0.5);
+      }
     }
     for (int64_t t = 0; t < 200; ++t) {
       wide.update();
       cast.update();
-      if (t == 50) cast->to(at::kCPU, dtype);
-      if (t == 100) cast->to(at::kHalf), cast->to(at::kBFloat16), cast->to(at::kCPU), cast->to(dtype);
+      if (t == 50) {
+        cast->to(at::kCPU, dtype);
+      }
+      if (t == 100) {
+        cast->to(at::kHalf), cast->to(at::kBFloat16), cast->to(at::kCPU), cast->to(dtype);
+      }
       if (t == 150) {
         cast->to(at::kFloat);
         EXPECT_TRUE(masters_of(cast).empty());
@@ -242,7 +256,9 @@ TEST(MomentumTeacher, AMasterIsNotOlderThanItsParameter) {
         replaces_data ? item->set_data(value) : void(item->copy_(value));
       }
       act(teacher, other);
-      for (const auto& item : model->named_parameters()) EXPECT_TRUE(same_bits(item.value(), loaded[item.key()]));
+      for (const auto& item : model->named_parameters()) {
+        EXPECT_TRUE(same_bits(item.value(), loaded[item.key()]));
+      }
       const auto masters = masters_of(teacher);
       ASSERT_EQ(masters.size(), 4U);
       for (size_t i = 0; i < masters.size(); ++i) {
@@ -281,7 +297,9 @@ TEST(MomentumTeacher, TotalItersAndTheStartMayBeSet) {
     by_function ? set_total_iters(*teacher, 1000) : teacher->set_total_iters(1000);
     EXPECT_EQ(teacher->total_iters(), 1000);
     EXPECT_EQ(model->momentum_norm->total_iters(), 1000);
-    for (int64_t t = 0; t < 10; ++t) teacher.update();
+    for (int64_t t = 0; t < 10; ++t) {
+      teacher.update();
+    }
     EXPECT_NEAR(teacher->param_momentum(), oracle::teacher_momentum(10, 1000, 0.99), 1e-15);
     teacher->set_param_momentum(0.5);
     EXPECT_NEAR(teacher->param_momentum(), oracle::teacher_momentum(10, 1000, 0.5), 1e-15);
@@ -301,7 +319,9 @@ TEST(MomentumTeacher, ResetStartsBothSchedulesAnew) {
   for (int64_t step = 0; step < 5; ++step) {
     move(student, step);
     teacher.update();
-    for (uint64_t view = 0; view < 2; ++view) teacher.forward(randn({6, 4}, view));
+    for (uint64_t view = 0; view < 2; ++view) {
+      teacher.forward(randn({6, 4}, view));
+    }
   }
   teacher.forward(randn({6, 4}, 9));
   const at::Tensor weight = model->linear->weight.clone();
@@ -329,7 +349,9 @@ TEST(MomentumTeacher, AScheduleAtAnotherPaceIsToldOnce) {
     const MomentumTeacher<Encoder> teacher(student_of(), teacher_of(), 40);
     for (int64_t step = 0; step < 4; ++step) {
       teacher.update();
-      for (int64_t view = 0; view < forwards; ++view) teacher.forward(randn({6, 4}, view));
+      for (int64_t view = 0; view < forwards; ++view) {
+        teacher.forward(randn({6, 4}, view));
+      }
     }
     return listener.heard;
   };
@@ -347,9 +369,15 @@ TEST(MomentumTeacher, TheStudentIsReferencedAndNotRegistered) {
   const MomentumTeacher<Encoder> teacher(student, teacher_of(), 10);
   EXPECT_EQ(teacher->parameters().size(), student->parameters().size());
   std::set<const void*> theirs;
-  for (const at::Tensor& p : student->parameters()) theirs.insert(p.data_ptr());
-  for (const at::Tensor& p : teacher->parameters()) EXPECT_FALSE(theirs.count(p.data_ptr()));
-  for (const auto& item : teacher->named_parameters()) EXPECT_EQ(item.key().rfind("module.", 0), 0U) << item.key();
+  for (const at::Tensor& p : student->parameters()) {
+    theirs.insert(p.data_ptr());
+  }
+  for (const at::Tensor& p : teacher->parameters()) {
+    EXPECT_FALSE(theirs.count(p.data_ptr()));
+  }
+  for (const auto& item : teacher->named_parameters()) {
+    EXPECT_EQ(item.key().rfind("module.", 0), 0U) << item.key();
+  }
 }
 
 TEST(MomentumTeacher, ForwardRunsUnderNoGrad) {

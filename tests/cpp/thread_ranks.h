@@ -71,7 +71,9 @@ class ThreadBackend : public c10d::Backend {
   c10::intrusive_ptr<c10d::Work> allgather_into_tensor_coalesced(std::vector<at::Tensor>& outputs,
                                                                  std::vector<at::Tensor>& inputs,
                                                                  const c10d::AllgatherOptions& /*options*/) override {
-    for (size_t i = 0; i < inputs.size(); ++i) gather(outputs[i], inputs[i]);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      gather(outputs[i], inputs[i]);
+    }
     return c10::make_intrusive<DoneWork>();
   }
 
@@ -124,9 +126,13 @@ inline void run_on_ranks(int ranks, const std::function<void(const ThreadRank&)>
       c10d::unregister_process_group(name);
     });
   }
-  for (auto& thread : threads) thread.join();
+  for (auto& thread : threads) {
+    thread.join();
+  }
   for (const auto& error : errors) {
-    if (error) std::rethrow_exception(error);
+    if (error) {
+      std::rethrow_exception(error);
+    }
   }
 }
 

@@ -195,8 +195,8 @@ FAULTS = [
     ),
     Fault(
         RULES,
-        "weight * normalising_variance_factor(variance, n) / (n - 1)",
-        "weight * normalising_variance_factor(variance, n) / n",
+        "weight * normalising_variance_factor(options, n) / (n - 1)",
+        "weight * normalising_variance_factor(options, n) / n",
         "*ThroughStatisticsTest*",
         builds="kernels_test",
     ),

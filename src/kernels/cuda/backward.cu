@@ -37,13 +37,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     of_thread.run(tiling, walk, [](const A(&)[V], const BackwardVectors<T, V>&) {});
     sums = of_thread.sums;
   }
-  if (!p.args.dweight && !p.args.dbias && !p.args.sums && !p.gradients) return;
+  if (!p.args.dweight && !p.args.dbias && !p.args.sums && !p.gradients) {
+    return;
+  }
   sums.merge_lanes(tiling, place);
-  if (!sums.merge_slices(tiling, place, p.partials, p.args.counters + 1 + tile)) return;
+  if (!sums.merge_slices(tiling, place, p.partials, p.args.counters + 1 + tile)) {
+    return;
+  }
   for_channels_of_tile(tiling, [&](int64_t channel, const double* of_channel) {
     const auto exact = gradient_sums_of(saved_of<A>(p.args, channel), of_channel[0], of_channel[1]);
     write_sums<A>(p.args, channel, exact);
-    if (p.gradients) gradients_of<A>(p)[channel] = ChannelGradient<A>::of(p.args, channel, exact);
+    if (p.gradients) {
+      gradients_of<A>(p)[channel] = ChannelGradient<A>::of(p.args, channel, exact);
+    }
   });
 }
 
@@ -52,7 +58,9 @@ template <typename A>
 __global__ void __launch_bounds__(kThreads) given_sums_kernel(const __grid_constant__ BackwardParameters p) {
   const int64_t channels = p.args.shape.channels;
   const int64_t channel = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (channel >= channels) return;
+  if (channel >= channels) {
+    return;
+  }
   const GradientSums sums = {p.args.sums[channel], p.args.sums[channels + channel]};
   gradients_of<A>(p)[channel] = ChannelGradient<A>::of(p.args, channel, sums);
 }
@@ -65,7 +73,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   // The blocks go backwards: what was read last is most likely still in the cache.
   const int64_t tile = gridDim.x - 1 - blockIdx.x;
   const Walk<kRows, V, /*kBack=*/true> walk(tiling, tile, gridDim.y - 1 - blockIdx.y, place);
-  if (walk.left == 0) return;
+  if (walk.left == 0) {
+    return;
+  }
   const InputGradient<T, V, kRows, kMask> gradient(
       p.args.dx, p.dx_is_for_later, p.args.y,
       gradients_of<Accumulate<T>>(p) + channel_of<kRows, V>(tiling, tile, place));
@@ -82,7 +92,9 @@ int start_sums(const BackwardParameters& p) {
 
 int start_given_sums(const BackwardParameters& p) {
   const Grid grid = {(p.args.shape.channels + kThreads - 1) / kThreads, 1, kThreads, 0};
-  if (p.args.type == Type::kDouble) return start(given_sums_kernel<double>, grid, p.args.stream, p);
+  if (p.args.type == Type::kDouble) {
+    return start(given_sums_kernel<double>, grid, p.args.stream, p);
+  }
   return start(given_sums_kernel<float>, grid, p.args.stream, p);
 }
 
@@ -112,7 +124,9 @@ BackwardParameters parameters_of(const BackwardArgs& args, const Device& device,
 int sums_then_input_gradient(const BackwardArgs& args, const Device& device) {
   auto p = parameters_of(args, device, /*with_gradients=*/true);
   p.args.dx = nullptr;
-  if (const int error = start_sums(p)) return error;
+  if (const int error = start_sums(p)) {
+    return error;
+  }
   p.args.dx = args.dx;
   if (args.dresidual) {  // it is g
     p.args.dy = args.dresidual;
@@ -130,7 +144,9 @@ int backward(const BackwardArgs& args, const Device& device) {
   }
   const auto tiling = on_chip_tiling_of(args.type, args.shape, vector_of(args), device, kKeptBackward);
   std::function<int()> on_chip;
-  if (tiling) on_chip = [&] { return backward_on_chip(args, *tiling); };
+  if (tiling) {
+    on_chip = [&] { return backward_on_chip(args, *tiling); };
+  }
   return go(on_chip, [&] { return sums_then_input_gradient(args, device); });
 }
 
@@ -140,7 +156,9 @@ int gradient_sums(const BackwardArgs& args, const Device& device) {
 
 int gradient_of_input(const BackwardArgs& args, const Device& device) {
   const auto p = parameters_of(args, device, /*with_gradients=*/true);
-  if (const int error = start_given_sums(p)) return error;
+  if (const int error = start_given_sums(p)) {
+    return error;
+  }
   return start_input_gradient(p);
 }
 

@@ -50,7 +50,9 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     of_tile.merge(i, merged);
     const auto exact = gradient_sums_of(saved_of<A>(p.args, channel), merged[0], merged[1]);
     gradients[i] = ChannelGradient<A>::of(p.args, channel, exact);
-    if (of_tile.is_first()) write_sums<A>(p.args, channel, exact);
+    if (of_tile.is_first()) {
+      write_sums<A>(p.args, channel, exact);
+    }
   });
   of_tile.release();
 

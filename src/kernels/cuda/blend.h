@@ -26,7 +26,9 @@ struct StoredMomentum {
   }
   __device__ void advance(int64_t* cur_iter, int64_t total_iters, bool cosine) const {
     const int64_t next = ++*cur_iter;
-    if (cosine && get() >= 0) set(cosine_momentum(next, total_iters));
+    if (cosine && get() >= 0) {
+      set(cosine_momentum(next, total_iters));
+    }
   }
 };
 
@@ -54,11 +56,15 @@ class ChannelBlend {
   /// Asks the cache for what the constructor and coefficients() read.
   __device__ static void prefetch_inputs(const ForwardArgs& args, int64_t channel) {
     const auto prefetch_of = [&](const void* values) {
-      if (values) prefetch(static_cast<const A*>(values) + channel);
+      if (values) {
+        prefetch(static_cast<const A*>(values) + channel);
+      }
     };
     prefetch_of(args.weight);
     prefetch_of(args.bias);
-    if (!args.tracks) return;
+    if (!args.tracks) {
+      return;
+    }
     prefetch_of(args.state.running_mean);
     prefetch_of(args.state.running_var);
     prefetch(args.state.momentum);
@@ -75,7 +81,9 @@ class ChannelBlend {
     save_row(0, saved_.center);
     save_row(1, saved_.center_rest);
     save_row(2, saved_.rstd);
-    if (!args_.through_statistics) return;
+    if (!args_.through_statistics) {
+      return;
+    }
     save_row(3, static_cast<A>(norm_mean_ - mean_));
     save_row(4, static_cast<A>(mean_share(batch_weight_, count_)));
     save_row(5, static_cast<A>(variance_share(args_.options, batch_weight_, count_)));
@@ -109,14 +117,18 @@ class ChannelBlend {
 
   __device__ void update_state() const {
     const State& state = args_.state;
-    if (!state.momentum) return update_running(mean_, var_);
+    if (!state.momentum) {
+      return update_running(mean_, var_);
+    }
     const double mean_sum = channel_value<A>(state.view_mean_sum, channel_) + mean_;
     const double var_sum = channel_value<A>(state.view_var_sum, channel_) + var_;
     const int64_t views = *state.view_count + 1;
     const bool complete = views >= args_.options.views_per_update;
     set(state.view_mean_sum, complete ? 0 : mean_sum);
     set(state.view_var_sum, complete ? 0 : var_sum);
-    if (!complete) return;
+    if (!complete) {
+      return;
+    }
     const double per_view = 1 / static_cast<double>(views);
     update_running(mean_sum * per_view, var_sum * per_view);
   }
@@ -149,19 +161,27 @@ class ChannelBlend {
 __device__ inline void move_scalars(const ForwardArgs& args) {
   const State& state = args.state;
   ++*state.num_batches_tracked;
-  if (!state.momentum) return;
+  if (!state.momentum) {
+    return;
+  }
   const int64_t views = *state.view_count + 1;
   const bool complete = views >= args.options.views_per_update;
   *state.view_count = complete ? 0 : views;
-  if (!complete) return;
+  if (!complete) {
+    return;
+  }
   StoredMomentum{state.momentum, state.momentum_is_float}.advance(state.cur_iter, args.options.total_iters,
                                                                   args.options.cosine);
 }
 
 /// Moves the scalars in the last to get here of `blocks`, each of which has updated its channels. By all threads.
 __device__ inline void finish_state(const ForwardArgs& args, int64_t blocks) {
-  if (!args.tracks || args.batch_mean) return;
-  if (is_last_block(args.counters, static_cast<unsigned>(blocks)) && threadIdx.x == 0) move_scalars(args);
+  if (!args.tracks || args.batch_mean) {
+    return;
+  }
+  if (is_last_block(args.counters, static_cast<unsigned>(blocks)) && threadIdx.x == 0) {
+    move_scalars(args);
+  }
 }
 
 }  // namespace momentum_bn::kernels::cuda

@@ -25,15 +25,28 @@ int ask_all(int index, Device& device) {
   int64_t minor = 0;
   int64_t threads = 0;
   int error = ask(index, cudaDevAttrMultiProcessorCount, multiprocessors);
-  if (error == 0) error = ask(index, cudaDevAttrComputeCapabilityMajor, major);
-  if (error == 0) error = ask(index, cudaDevAttrComputeCapabilityMinor, minor);
-  if (error == 0) error = ask(index, cudaDevAttrMaxThreadsPerMultiProcessor, threads);
-  if (error == 0) error = ask(index, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.shared_memory_per_block);
-  if (error == 0)
+  if (error == 0) {
+    error = ask(index, cudaDevAttrComputeCapabilityMajor, major);
+  }
+  if (error == 0) {
+    error = ask(index, cudaDevAttrComputeCapabilityMinor, minor);
+  }
+  if (error == 0) {
+    error = ask(index, cudaDevAttrMaxThreadsPerMultiProcessor, threads);
+  }
+  if (error == 0) {
+    error = ask(index, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.shared_memory_per_block);
+  }
+  if (error == 0) {
     error = ask(index, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device.shared_memory_per_multiprocessor);
-  if (error == 0) error = ask(index, cudaDevAttrL2CacheSize, device.l2_bytes);
+  }
+  if (error == 0) {
+    error = ask(index, cudaDevAttrL2CacheSize, device.l2_bytes);
+  }
   cudaFuncAttributes compiled = {};
-  if (error == 0) error = cudaFuncGetAttributes(&compiled, nothing_kernel);
+  if (error == 0) {
+    error = cudaFuncGetAttributes(&compiled, nothing_kernel);
+  }
   device.multiprocessors = static_cast<int>(multiprocessors);
   device.capability = std::min(static_cast<int>(10 * major + minor), compiled.ptxVersion);
   device.threads_per_multiprocessor = static_cast<int>(threads);
@@ -46,7 +59,9 @@ int current_device(Device& device) {
   static std::mutex mutex;
   static std::map<int, Device> known;
   int index = 0;
-  if (const int error = cudaGetDevice(&index)) return error;
+  if (const int error = cudaGetDevice(&index)) {
+    return error;
+  }
   const std::lock_guard lock(mutex);
   const auto found = known.find(index);
   if (found != known.end()) {
@@ -54,7 +69,9 @@ int current_device(Device& device) {
     return 0;
   }
   const int error = ask_all(index, device);
-  if (error == 0) known[index] = device;
+  if (error == 0) {
+    known[index] = device;
+  }
   return error;
 }
 

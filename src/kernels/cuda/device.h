@@ -65,12 +65,16 @@ struct Vector {
     T values[V];
     memcpy(&values, &word, sizeof(word));
 #pragma unroll
-    for (int j = 0; j < V; ++j) to[j] = widened(values[j]);
+    for (int j = 0; j < V; ++j) {
+      to[j] = widened(values[j]);
+    }
   }
   __device__ void set(const Accumulate<T> (&from)[V]) {
     T values[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) narrow(from[j], values[j]);
+    for (int j = 0; j < V; ++j) {
+      narrow(from[j], values[j]);
+    }
     memcpy(&word, &values, sizeof(word));
   }
   __device__ static Vector load(const void* values, int64_t at) {
@@ -90,7 +94,9 @@ struct Vector {
 /// Asks the cache for what will be read soon. Null is no address.
 __device__ inline void prefetch(const void* address) {
 #ifdef __CUDA_ARCH__
-  if (address) asm volatile("prefetch.L1 [%0];" ::"l"(address));
+  if (address) {
+    asm volatile("prefetch.L1 [%0];" ::"l"(address));
+  }
 #else
   (void)address;
 #endif

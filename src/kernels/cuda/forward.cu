@@ -27,7 +27,9 @@ __device__ void finish_channel(const ForwardParameters& p, int64_t channel, cons
     const int64_t channels = p.args.shape.channels;
     p.statistics[channel] = batch.mean;
     p.statistics[channels + channel] = batch.m2;
-    if (channel == 0) p.statistics[2 * channels] = batch.count;
+    if (channel == 0) {
+      p.statistics[2 * channels] = batch.count;
+    }
     return;
   }
   const ChannelBlend<A> blend(p.args, channel, batch);
@@ -50,13 +52,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     sums = moments.sums;
   }
   sums.merge_lanes(tiling, place);
-  if (!sums.merge_slices(tiling, place, p.partials, p.args.counters + 1 + tile)) return;
+  if (!sums.merge_slices(tiling, place, p.partials, p.args.counters + 1 + tile)) {
+    return;
+  }
   for_channels_of_tile(tiling, [&](int64_t channel, const double* of_channel) {
     using OfTile = Moments<T, V, kRows>;
     const auto batch = OfTile::of_channel(tiling, OfTile::shift_of(tiling, p.args.x, channel), of_channel);
     finish_channel<Accumulate<T>>(p, channel, batch);
   });
-  if (!p.statistics) finish_state(p.args, tiling.tiles);
+  if (!p.statistics) {
+    finish_state(p.args, tiling.tiles);
+  }
 }
 
 template <typename T, int V, bool kRows>
@@ -69,7 +75,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int64_t tile = gridDim.x - 1 - blockIdx.x;
   const int64_t slice = gridDim.y - 1 - blockIdx.y;
   const Walk<kRows, V, /*kBack=*/true> walk(tiling, tile, slice, place);
-  if (walk.left == 0) return;
+  if (walk.left == 0) {
+    return;
+  }
   const auto* of_channel =
       static_cast<const Coefficients<A>*>(p.coefficients) + channel_of<kRows, V>(tiling, tile, place);
   const ThreadCoefficients<A, kChannelsOf<kRows, V>> coefficients(of_channel);
@@ -101,7 +109,9 @@ __global__ void __launch_bounds__(kThreads) gathered_kernel(const __grid_constan
     }
     return;
   }
-  if (channel < channels) finish_channel<A>(p, channel, batch);
+  if (channel < channels) {
+    finish_channel<A>(p, channel, batch);
+  }
   finish_state(p.args, gridDim.x);
 }
 
@@ -126,7 +136,9 @@ int start_normalize(const ForwardParameters& p) {
 
 int start_gathered(const ForwardParameters& p) {
   const Grid grid = {(p.args.shape.channels + kThreads - 1) / kThreads, 1, kThreads, 0};
-  if (p.args.type == Type::kDouble) return start(gathered_kernel<double>, grid, p.args.stream, p);
+  if (p.args.type == Type::kDouble) {
+    return start(gathered_kernel<double>, grid, p.args.stream, p);
+  }
   return start(gathered_kernel<float>, grid, p.args.stream, p);
 }
 
@@ -134,7 +146,9 @@ int in_two_launches(const ForwardArgs& args, int vector, const Device& device) {
   auto p = parameters_of(args, tiling_of(args.shape, vector, device));
   p.y_is_for_later = overflows_cache(args.type, args.shape, device);
   const int error = args.gathered ? start_gathered(p) : start_statistics(p);
-  if (error != 0 || args.shape.values() == 0) return error;
+  if (error != 0 || args.shape.values() == 0) {
+    return error;
+  }
   return start_normalize(p);
 }
 
@@ -142,10 +156,14 @@ int in_two_launches(const ForwardArgs& args, int vector, const Device& device) {
 
 int forward(const ForwardArgs& args, const Device& device) {
   const int vector = vector_of(args.type, args.shape, {args.x, args.residual, args.y});
-  if (args.gathered) return in_two_launches(args, vector, device);
+  if (args.gathered) {
+    return in_two_launches(args, vector, device);
+  }
   const auto tiling = on_chip_tiling_of(args.type, args.shape, vector, device, kKeptForward);
   std::function<int()> on_chip;
-  if (tiling) on_chip = [&] { return forward_on_chip(args, *tiling); };
+  if (tiling) {
+    on_chip = [&] { return forward_on_chip(args, *tiling); };
+  }
   return go(on_chip, [&] { return in_two_launches(args, vector, device); });
 }
 

@@ -49,7 +49,9 @@ class TileBlend {
       moments_[i] = Moments<T, V, kRows>::of_channel(p_.tiling, moments_[i].mean, merged);
       const ChannelBlend<A> blend(p_.args, channel, moments_[i]);
       coefficients_[i] = blend.coefficients();
-      if (sums_.is_first()) blend.save();
+      if (sums_.is_first()) {
+        blend.save();
+      }
     });
     // Behind this the state is not read any more either.
     sums_.release();
@@ -63,7 +65,9 @@ class TileBlend {
   /// When no block of the cluster reads the state any more, nor this one's sums, takes the batch into the state.
   __device__ void update() const {
     sums_.wait_for_others();
-    if (!sums_.is_first()) return;
+    if (!sums_.is_first()) {
+      return;
+    }
     sums_.for_channels([&](int64_t channel, int i) { ChannelBlend<A>(p_.args, channel, moments_[i]).update(); });
     finish_state(p_.args, p_.tiling.tiles);
   }

@@ -77,8 +77,12 @@ struct BackwardVectors {
   __device__ static BackwardVectors load(const BackwardArgs& args, int64_t at) {
     BackwardVectors vectors;
     vectors.dy = Vector<T, V>::load(args.dy, at);
-    if (args.x) vectors.x = Vector<T, V>::load(args.x, at);
-    if (args.y) vectors.y = Vector<T, V>::load(args.y, at);
+    if (args.x) {
+      vectors.x = Vector<T, V>::load(args.x, at);
+    }
+    if (args.y) {
+      vectors.y = Vector<T, V>::load(args.y, at);
+    }
     return vectors;
   }
 };
@@ -116,7 +120,9 @@ class Masking {
       A outputs[V];
       vectors.y.get(outputs);
 #pragma unroll
-      for (int j = 0; j < V; ++j) g[j] = outputs[j] <= 0 ? 0 : g[j];
+      for (int j = 0; j < V; ++j) {
+        g[j] = outputs[j] <= 0 ? 0 : g[j];
+      }
     }
   }
 
@@ -159,7 +165,9 @@ class ThreadGradientSums {
     while (walk.left > 0) {
       Run run;
 #pragma unroll 1
-      for (int batch = 0; batch < kBatchesPerRun && walk.left > 0; ++batch) add_batch(run, tiling, walk, keep);
+      for (int batch = 0; batch < kBatchesPerRun && walk.left > 0; ++batch) {
+        add_batch(run, tiling, walk, keep);
+      }
       take(run);
     }
   }
@@ -182,11 +190,15 @@ class ThreadGradientSums {
     BackwardVectors<T, V> vectors[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (k < count) vectors[k] = BackwardVectors<T, V>::load(args_, at[k]);
+      if (k < count) {
+        vectors[k] = BackwardVectors<T, V>::load(args_, at[k]);
+      }
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (k < count) add_vectors(run, vectors[k], at[k], keep);
+      if (k < count) {
+        add_vectors(run, vectors[k], at[k], keep);
+      }
     }
   }
 
@@ -195,19 +207,29 @@ class ThreadGradientSums {
     A g[V];
     A inputs[V];
     vectors.dy.get(g);
-    if (args_.x) vectors.x.get(inputs);
+    if (args_.x) {
+      vectors.x.get(inputs);
+    }
     masking_.apply(g, vectors, inputs, scale_);
     if (args_.x) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) run.gx[j] += g[j] * (inputs[j] - center_[kRows ? j : 0]);
+      for (int j = 0; j < V; ++j) {
+        run.gx[j] += g[j] * (inputs[j] - center_[kRows ? j : 0]);
+      }
     }
 #pragma unroll
-    for (int j = 0; j < V; ++j) run.g[j] += g[j];
-    if (args_.dresidual) write<T>(args_.dresidual, g, at);
+    for (int j = 0; j < V; ++j) {
+      run.g[j] += g[j];
+    }
+    if (args_.dresidual) {
+      write<T>(args_.dresidual, g, at);
+    }
     keep(g, vectors);
     if (args_.dx) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) g[j] *= scale_[kRows ? j : 0];
+      for (int j = 0; j < V; ++j) {
+        g[j] *= scale_[kRows ? j : 0];
+      }
       write<T>(args_.dx, g, at);
     }
   }
@@ -267,11 +289,15 @@ class InputGradient {
       BackwardVectors<T, V> vectors[K];
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        if (k < count) vectors[k] = read(at[k]);
+        if (k < count) {
+          vectors[k] = read(at[k]);
+        }
       }
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        if (k < count) write_dx(vectors[k], at[k]);
+        if (k < count) {
+          write_dx(vectors[k], at[k]);
+        }
       }
     }
   }
@@ -304,7 +330,9 @@ class InputGradient {
 /// What is written of a channel's sums.
 template <typename A>
 __device__ inline void write_sums(const BackwardArgs& args, int64_t channel, const GradientSums& sums) {
-  if (args.dbias) static_cast<A*>(args.dbias)[channel] = static_cast<A>(sums.g);
+  if (args.dbias) {
+    static_cast<A*>(args.dbias)[channel] = static_cast<A>(sums.g);
+  }
   if (args.dweight) {
     const double rstd = channel_value<A>(args.saved, 2 * args.shape.channels + channel);
     static_cast<A*>(args.dweight)[channel] = static_cast<A>(sums.gx * rstd);

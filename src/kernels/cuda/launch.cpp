@@ -22,7 +22,9 @@ int64_t quotient_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 int64_t power_of_two_up(int64_t value) {
   int64_t power = 1;
-  while (power < value) power *= 2;
+  while (power < value) {
+    power *= 2;
+  }
   return power;
 }
 
@@ -36,7 +38,9 @@ bool is_rows(const Shape& shape) { return shape.inner == 1 && shape.channels > 1
 /// Threads for a column of planes: each of a few vectors, whole warps where there is enough.
 int height_of_planes(int64_t positions, int most) {
   constexpr int64_t kWarp = 32;
-  if (positions <= kWarp) return static_cast<int>(std::min<int64_t>(power_of_two_up(positions), most));
+  if (positions <= kWarp) {
+    return static_cast<int>(std::min<int64_t>(power_of_two_up(positions), most));
+  }
   return static_cast<int>(std::min<int64_t>(std::max(power_of_two_up(positions / kBatch), kWarp), most));
 }
 
@@ -53,7 +57,9 @@ int64_t slices_of(int64_t tiles, int64_t most, const Device& device) {
   // There are two at least, for kernels of which more blocks run at a time.
   constexpr int64_t kFewestWaves = 2;
   constexpr int64_t kMostWaves = 4;
-  if (tiles >= kCounters) return 1;
+  if (tiles >= kCounters) {
+    return 1;
+  }
   const int64_t wave = device.multiprocessors *
                        std::min<int64_t>(kBlocksPerMultiprocessor, device.threads_per_multiprocessor / kThreads);
   int64_t best = 1;
@@ -115,7 +121,9 @@ int widest_on_chip(const Tiling& untiled) {
 /// Rows are not read in less than a sector of the memory.
 int narrowest_on_chip(Type type, const Tiling& untiled) {
   constexpr int64_t kSectorBytes = 32;
-  if (!untiled.rows) return 1;
+  if (!untiled.rows) {
+    return 1;
+  }
   return static_cast<int>(std::min(power_of_two_up(untiled.columns), kSectorBytes / (untiled.vector * size_of(type))));
 }
 
@@ -151,10 +159,18 @@ struct OnChipChoice {
   }
 
   bool is_better_than(const OnChipChoice& other) const {
-    if (fills_device != other.fills_device) return fills_device;
-    if (!fills_device && tiling.blocks() != other.tiling.blocks()) return tiling.blocks() > other.tiling.blocks();
-    if (shares_multiprocessor != other.shares_multiprocessor) return shares_multiprocessor;
-    if (tiling.slices != other.tiling.slices) return tiling.slices < other.tiling.slices;
+    if (fills_device != other.fills_device) {
+      return fills_device;
+    }
+    if (!fills_device && tiling.blocks() != other.tiling.blocks()) {
+      return tiling.blocks() > other.tiling.blocks();
+    }
+    if (shares_multiprocessor != other.shares_multiprocessor) {
+      return shares_multiprocessor;
+    }
+    if (tiling.slices != other.tiling.slices) {
+      return tiling.slices < other.tiling.slices;
+    }
     return tiling.width > other.tiling.width;
   }
 };
@@ -170,7 +186,9 @@ int vector_of(Type type, const Shape& any_shape, std::initializer_list<const voi
     const bool is_aligned = std::all_of(addresses.begin(), addresses.end(), [&](const void* address) {
       return reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) == 0;
     });
-    if (is_aligned && neighbours % (bytes / size) == 0) return static_cast<int>(bytes / size);
+    if (is_aligned && neighbours % (bytes / size) == 0) {
+      return static_cast<int>(bytes / size);
+    }
   }
   return 1;
 }
@@ -209,11 +227,15 @@ std::optional<Tiling> on_chip_tiling_of(Type type, const Shape& any_shape, int v
       // Fewer threads divide the positions more evenly among the blocks.
       for (const int threads : {kOnChipThreads, kOnChipThreads / 2, kOnChipThreads / 4}) {
         const OnChipChoice choice(on_chip_tiling(shape, vector, width, cluster, threads), cluster, type, device, kept);
-        if (choice.fits && (!best || choice.is_better_than(*best))) best = choice;
+        if (choice.fits && (!best || choice.is_better_than(*best))) {
+          best = choice;
+        }
       }
     }
   }
-  if (!best) return std::nullopt;
+  if (!best) {
+    return std::nullopt;
+  }
   return best->tiling;
 }
 

@@ -21,7 +21,9 @@ class Moments {
     A values[V];
     Vector<T, V>::load(x, kRows ? channel : channel * tiling.inner).get(values);
 #pragma unroll
-    for (int j = 0; j < N; ++j) shift_[j] = values[j];
+    for (int j = 0; j < N; ++j) {
+      shift_[j] = values[j];
+    }
   }
 
   /// @param keep  called with each vector, in turn
@@ -32,8 +34,12 @@ class Moments {
       const Walk<kRows, V> begin = walk;
       Run run;
 #pragma unroll 1
-      for (int batch = 0; batch < kBatchesPerRun && walk.left > 0; ++batch) add_batch(run, walk, keep);
-      if (!take(run)) add_in_double(begin, run.vectors);
+      for (int batch = 0; batch < kBatchesPerRun && walk.left > 0; ++batch) {
+        add_batch(run, walk, keep);
+      }
+      if (!take(run)) {
+        add_in_double(begin, run.vectors);
+      }
     }
   }
 
@@ -72,12 +78,18 @@ class Moments {
     Vector<T, V> vectors[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (k < count) vectors[k] = Vector<T, V>::load(x_, at[k]);
+      if (k < count) {
+        vectors[k] = Vector<T, V>::load(x_, at[k]);
+      }
     }
-    if (run.vectors == 0) set_pivot(run, vectors, count);
+    if (run.vectors == 0) {
+      set_pivot(run, vectors, count);
+    }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (k >= count) continue;
+      if (k >= count) {
+        continue;
+      }
       A values[V];
       vectors[k].get(values);
 #pragma unroll
@@ -97,20 +109,28 @@ class Moments {
     A sum[V];
     vectors[0].get(sum);
 #pragma unroll
-    for (int j = 0; j < N; ++j) run.pivot[j] = sum[j];
-    if (count < K) return;
+    for (int j = 0; j < N; ++j) {
+      run.pivot[j] = sum[j];
+    }
+    if (count < K) {
+      return;
+    }
 #pragma unroll
     for (int k = 1; k < K; ++k) {
       A values[V];
       vectors[k].get(values);
 #pragma unroll
-      for (int j = 0; j < V; ++j) sum[j] += values[j];
+      for (int j = 0; j < V; ++j) {
+        sum[j] += values[j];
+      }
     }
     constexpr A kPerValue = A{N} / (K * V);  // a power of 2: exact
 #pragma unroll
     for (int j = 0; j < N; ++j) {
 #pragma unroll
-      for (int i = 1; i < V / N; ++i) sum[j] += sum[i];
+      for (int i = 1; i < V / N; ++i) {
+        sum[j] += sum[i];
+      }
       run.pivot[j] = sum[j] * kPerValue;
     }
   }
@@ -129,7 +149,9 @@ class Moments {
       }
       all_good = all_good && is_good(run.first[j], run.second[j], static_cast<A>(count));
     }
-    if (!all_good) return false;
+    if (!all_good) {
+      return false;
+    }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const double away = static_cast<double>(run.pivot[j]) - static_cast<double>(shift_[j]);

@@ -60,11 +60,15 @@ class Normalize {
       A more[V];
       residual.get(more);
 #pragma unroll
-      for (int j = 0; j < V; ++j) values[j] += more[j];
+      for (int j = 0; j < V; ++j) {
+        values[j] += more[j];
+      }
     }
     if (args_.relu) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) values[j] = relu(values[j]);
+      for (int j = 0; j < V; ++j) {
+        values[j] = relu(values[j]);
+      }
     }
     Vector<T, V> y;
     y.set(values);
@@ -83,17 +87,23 @@ class Normalize {
       Vector<T, V> residual[K];
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        if (k < count) x[k] = read_x(at[k]);
+        if (k < count) {
+          x[k] = read_x(at[k]);
+        }
       }
       if (args_.residual) {
 #pragma unroll
         for (int k = 0; k < K; ++k) {
-          if (k < count) residual[k] = Vector<T, V>::load(args_.residual, at[k]);
+          if (k < count) {
+            residual[k] = Vector<T, V>::load(args_.residual, at[k]);
+          }
         }
       }
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        if (k < count) (*this)(x[k], residual[k], at[k]);
+        if (k < count) {
+          (*this)(x[k], residual[k], at[k]);
+        }
       }
     }
   }

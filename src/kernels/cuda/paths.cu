@@ -20,12 +20,20 @@ int go(const std::function<int()>& on_chip, const std::function<int()>& several)
   const Paths paths = allowed;
   if (on_chip && paths != Paths::kSeveralLaunches) {
     const int error = on_chip();
-    if (error == 0) ++on_chip_calls;
-    if (error != kNoCluster) return error;
+    if (error == 0) {
+      ++on_chip_calls;
+    }
+    if (error != kNoCluster) {
+      return error;
+    }
   }
-  if (paths == Paths::kOnChip) return cudaErrorNotSupported;
+  if (paths == Paths::kOnChip) {
+    return cudaErrorNotSupported;
+  }
   const int error = several();
-  if (error == 0) ++other_calls;
+  if (error == 0) {
+    ++other_calls;
+  }
   return error;
 }
 

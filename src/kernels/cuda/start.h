@@ -44,12 +44,18 @@ int start(void (*kernel)(Parameters), const Grid& grid, Stream stream, const Par
   }
   const void* const address = reinterpret_cast<const void*>(kernel);
   if (grid.shared_bytes > kSharedBytesUnasked) {
-    if (const int error = allow_all_shared_memory(address)) return error;
+    if (const int error = allow_all_shared_memory(address)) {
+      return error;
+    }
   }
   if (grid.cluster > 1) {
     bool can = false;
-    if (const int error = can_run_clusters(address, config, can)) return error;
-    if (!can) return kNoCluster;
+    if (const int error = can_run_clusters(address, config, can)) {
+      return error;
+    }
+    if (!can) {
+      return kNoCluster;
+    }
   }
   return cudaLaunchKernelEx(&config, kernel, parameters);
 }
@@ -81,12 +87,18 @@ int with_tiling(Type type, const Tiling& tiling, const Run& run) {
   return with_type(type, [&]<typename T>() {
     constexpr int kMost = 16 / static_cast<int>(sizeof(T));
     if constexpr (kMost > kMostInRows) {
-      if (tiling.vector == kMost) return run.template operator()<T, kMost, false>();
+      if (tiling.vector == kMost) {
+        return run.template operator()<T, kMost, false>();
+      }
     } else {
-      if (tiling.vector == kMost) return with_layout<T, kMost>(tiling, run);
+      if (tiling.vector == kMost) {
+        return with_layout<T, kMost>(tiling, run);
+      }
     }
     if constexpr (sizeof(T) == 2) {
-      if (tiling.vector == kMost / 2) return with_layout<T, kMost / 2>(tiling, run);
+      if (tiling.vector == kMost / 2) {
+        return with_layout<T, kMost / 2>(tiling, run);
+      }
     }
     return with_layout<T, 1>(tiling, run);
   });

@@ -19,10 +19,14 @@ __device__ inline bool is_last_block(unsigned* ticket, unsigned count) {
   if (threadIdx.x == 0) {
     __threadfence();
     last = atomicAdd(ticket, 1U) == count - 1;
-    if (last) *ticket = 0;
+    if (last) {
+      *ticket = 0;
+    }
   }
   last = __syncthreads_or(last);
-  if (last) __threadfence();
+  if (last) {
+    __threadfence();
+  }
   return last;
 }
 
@@ -70,7 +74,9 @@ struct ThreadSums {
   __device__ bool merge_slices(const Tiling& tiling, const Place& place, double* partials, unsigned* ticket) {
     double* const all = reinterpret_cast<double*>(shared_memory());
     if (tiling.slices == 1) {
-      if (place.lane == 0) put(all + place.column * N * 2);
+      if (place.lane == 0) {
+        put(all + place.column * N * 2);
+      }
       __syncthreads();
       return true;
     }
@@ -80,14 +86,18 @@ struct ThreadSums {
       put(partials + (blockIdx.y * tiling.channels + channel) * 2);
       __threadfence();
     }
-    if (!is_last_block(ticket, static_cast<unsigned>(tiling.slices))) return false;
+    if (!is_last_block(ticket, static_cast<unsigned>(tiling.slices))) {
+      return false;
+    }
     add_up(tiling, partials + first_channel * 2, tiling.channels - first_channel);
     return true;
   }
 
   /// Writes the sums as pairs, to an address that is a multiple of 16.
   __device__ void put(double* to) const {
-    for (int j = 0; j < N; ++j) reinterpret_cast<double2*>(to)[j] = {first[j], second[j]};
+    for (int j = 0; j < N; ++j) {
+      reinterpret_cast<double2*>(to)[j] = {first[j], second[j]};
+    }
   }
 
  private:
@@ -101,8 +111,12 @@ struct ThreadSums {
     const int channels = left < tiling.channels_per_tile ? static_cast<int>(left) : tiling.channels_per_tile;
     int lanes = threads / channels;
     // No more lanes than sums_bytes() have room for.
-    if (lanes > (tiling.height + 1) / 2) lanes = (tiling.height + 1) / 2;
-    if (lanes == 0) lanes = 1;
+    if (lanes > (tiling.height + 1) / 2) {
+      lanes = (tiling.height + 1) / 2;
+    }
+    if (lanes == 0) {
+      lanes = 1;
+    }
 #pragma unroll 1
     for (int i = thread; i < lanes * channels; i += threads) {
       all[i] = of_slices(tiling, reinterpret_cast<const double2*>(partials) + i % channels, i / channels, lanes);
@@ -151,7 +165,9 @@ __device__ inline void for_channels_of_tile(const Tiling& tiling, const Run& run
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < channels; i += static_cast<int>(blockDim.x)) {
     const int64_t channel = int64_t{blockIdx.x} * channels + i;
-    if (channel < tiling.channels) run(channel, all + 2 * i);
+    if (channel < tiling.channels) {
+      run(channel, all + 2 * i);
+    }
   }
 }
 

@@ -37,9 +37,13 @@ class TileSums {
 
   /// Puts this block's sums where the cluster reads them, and waits for those of all.
   __device__ void exchange(const ThreadSums<N>& sums, const Place& place) const {
-    if (place.lane == 0) sums.put(sums_ + place.column * N * 2);
+    if (place.lane == 0) {
+      sums.put(sums_ + place.column * N * 2);
+    }
     __syncthreads();
-    if (!in_cluster_of_several()) return;
+    if (!in_cluster_of_several()) {
+      return;
+    }
     cluster_arrive();
     cluster_wait();
   }
@@ -68,12 +72,16 @@ class TileSums {
   /// From here on this block does not read the others' sums any more.
   __device__ void release() const {
     __syncthreads();
-    if (in_cluster_of_several()) cluster_arrive();
+    if (in_cluster_of_several()) {
+      cluster_arrive();
+    }
   }
 
   /// Called after release(), waits until no block reads this one's sums any more. Without it no block may end.
   __device__ void wait_for_others() const {
-    if (in_cluster_of_several()) cluster_wait();
+    if (in_cluster_of_several()) {
+      cluster_wait();
+    }
   }
 
   /// Whether this block does what is done once for a tile.
@@ -86,7 +94,9 @@ class TileSums {
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < channels; i += static_cast<int>(blockDim.x)) {
       const int64_t channel = int64_t{blockIdx.x} * channels + i;
-      if (channel < tiling_.channels) run(channel, i);
+      if (channel < tiling_.channels) {
+        run(channel, i);
+      }
     }
   }
 

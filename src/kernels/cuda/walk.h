@@ -30,7 +30,9 @@ struct Place {
   template <bool kRows>
   __device__ static Place of(const Tiling& tiling) {
     const int thread = static_cast<int>(threadIdx.x);
-    if (kRows) return {thread % tiling.width, thread / tiling.width};
+    if (kRows) {
+      return {thread % tiling.width, thread / tiling.width};
+    }
     return {thread / tiling.height, thread % tiling.height};
   }
 };
@@ -57,8 +59,12 @@ struct Walk {
     const int64_t column = tile * tiling.width + place.column;
     const int64_t first = slice * tiling.positions_per_slice + place.lane;
     int64_t end = (slice + 1) * tiling.positions_per_slice;
-    if (end > tiling.positions) end = tiling.positions;
-    if (column >= tiling.columns || first >= end) return;
+    if (end > tiling.positions) {
+      end = tiling.positions;
+    }
+    if (column >= tiling.columns || first >= end) {
+      return;
+    }
     left = divided(end - first + tiling.height - 1, tiling.height).quotient;
     const int64_t begin = kBack ? first + (left - 1) * tiling.height : first;
     if (kRows) {
@@ -72,11 +78,17 @@ struct Walk {
 
   __device__ void next(const Tiling& tiling) {
     --left;
-    if (kBack) return back(tiling);
+    if (kBack) {
+      return back(tiling);
+    }
     at += tiling.step;
-    if (kRows) return;
+    if (kRows) {
+      return;
+    }
     in_plane += tiling.step_in_plane;
-    if (in_plane < tiling.plane) return;
+    if (in_plane < tiling.plane) {
+      return;
+    }
     in_plane -= tiling.plane;
     at += tiling.skip;
   }
@@ -88,7 +100,9 @@ struct Walk {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       to[k] = at;
-      if (k < count) next(tiling);
+      if (k < count) {
+        next(tiling);
+      }
     }
     return count;
   }
@@ -96,9 +110,13 @@ struct Walk {
  private:
   __device__ void back(const Tiling& tiling) {
     at -= tiling.step;
-    if (kRows) return;
+    if (kRows) {
+      return;
+    }
     in_plane -= tiling.step_in_plane;
-    if (in_plane >= 0) return;
+    if (in_plane >= 0) {
+      return;
+    }
     in_plane += tiling.plane;
     at -= tiling.skip;
   }

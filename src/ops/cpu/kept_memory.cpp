@@ -33,7 +33,9 @@ void advise_huge_pages(void* memory, size_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(memory);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t last = (begin + bytes) / kHugePage * kHugePage;
-  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (first < last) {
+    (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
 #else
   (void)memory;
   (void)bytes;
@@ -63,7 +65,9 @@ class KeptMemory : public c10::Allocator {
     const bool used_before = block.memory != nullptr;
     if (!used_before) {
       block = {c10::alloc_cpu(bytes), bytes};
-      if (bytes >= kAlwaysFresh) advise_huge_pages(block.memory, bytes);
+      if (bytes >= kAlwaysFresh) {
+        advise_huge_pages(block.memory, bytes);
+      }
     }
     auto* context = new Block(block);
     return {c10::DataPtr(block.memory, context, &free_or_keep, c10::Device(c10::kCPU)), used_before};
@@ -93,9 +97,13 @@ class KeptMemory : public c10::Allocator {
   /// A kept block that fits and is not much too large, or none.
   Block take(size_t bytes) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || bytes < kAlwaysFresh) return {nullptr, 0};
+    if (!lock || bytes < kAlwaysFresh) {
+      return {nullptr, 0};
+    }
     for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
-      if (block->bytes < bytes || block->bytes - bytes > block->bytes / 4) continue;
+      if (block->bytes < bytes || block->bytes - bytes > block->bytes / 4) {
+        continue;
+      }
       const Block taken = *block;
       kept_ -= static_cast<int64_t>(taken.bytes);
       blocks_.erase(block);
@@ -106,12 +114,16 @@ class KeptMemory : public c10::Allocator {
 
   static void free_or_keep(void* context) {
     const std::unique_ptr<Block> block(static_cast<Block*>(context));
-    if (!instance().keep(*block)) c10::free_cpu(block->memory);
+    if (!instance().keep(*block)) {
+      c10::free_cpu(block->memory);
+    }
   }
 
   bool keep(const Block& block) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || block.bytes < kAlwaysFresh || static_cast<int64_t>(block.bytes) > limit_) return false;
+    if (!lock || block.bytes < kAlwaysFresh || static_cast<int64_t>(block.bytes) > limit_) {
+      return false;
+    }
     shrink_to(limit_ - static_cast<int64_t>(block.bytes));
     blocks_.push_back(block);
     kept_ += static_cast<int64_t>(block.bytes);
@@ -136,7 +148,9 @@ class KeptMemory : public c10::Allocator {
 }  // namespace
 
 FreshOutput fresh_output(const at::Tensor& x) {
-  if (x.nbytes() < kAlwaysFresh) return {empty_output(x), false};
+  if (x.nbytes() < kAlwaysFresh) {
+    return {empty_output(x), false};
+  }
   auto& kept = KeptMemory::instance();
   auto [memory, used_before] = kept.allocate_telling(x.nbytes());
   auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), x.nbytes(),

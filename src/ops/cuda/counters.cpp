@@ -51,10 +51,16 @@ unsigned* kept(int device, cudaStream_t stream) {
   static auto& of_streams = *new std::map<std::pair<int, unsigned long long>, unsigned*>;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = of_streams.find({device, number});
-  if (found != of_streams.end()) return found->second;
-  if (of_streams.size() >= kMostStreams) return nullptr;
+  if (found != of_streams.end()) {
+    return found->second;
+  }
+  if (of_streams.size() >= kMostStreams) {
+    return nullptr;
+  }
   auto* counters = zeroed_by_driver(stream);
-  if (counters) of_streams[{device, number}] = counters;
+  if (counters) {
+    of_streams[{device, number}] = counters;
+  }
   return counters;
 }
 
@@ -68,8 +74,12 @@ bool is_capturing(cudaStream_t stream) {
 
 Counters::Counters(c10::Device device, kernels::cuda::Stream stream) : counters_(nullptr) {
   auto* const handle = static_cast<cudaStream_t>(stream);
-  if (!is_capturing(handle)) counters_ = kept(device.index(), handle);
-  if (counters_) return;
+  if (!is_capturing(handle)) {
+    counters_ = kept(device.index(), handle);
+  }
+  if (counters_) {
+    return;
+  }
   of_this_call_ = at::zeros({kernels::cuda::kCounters}, at::TensorOptions().dtype(at::kInt).device(device));
   counters_ = static_cast<unsigned*>(of_this_call_.mutable_data_ptr());
 }

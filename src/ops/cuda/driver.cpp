@@ -11,7 +11,9 @@ constexpr int kMajor = 1000;
 
 int ask_driver() {
   void* driver = dlopen("libcuda.so.1", RTLD_LAZY);
-  if (driver == nullptr) return 0;
+  if (driver == nullptr) {
+    return 0;
+  }
   using GetVersion = int (*)(int*);
   const auto get_version = reinterpret_cast<GetVersion>(dlsym(driver, "cuDriverGetVersion"));
   int version = 0;

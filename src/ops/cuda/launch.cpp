@@ -23,7 +23,9 @@ Launch::Launch(const at::Tensor& x)
       stream_(current_stream(x.device())) {}
 
 unsigned* Launch::counters() {
-  if (!counters_) counters_.emplace(torch_device_, stream_);
+  if (!counters_) {
+    counters_.emplace(torch_device_, stream_);
+  }
   return counters_->get();
 }
 

@@ -7,7 +7,9 @@
 namespace momentum_bn::cuda {
 
 void check(int status, const char* call) {
-  if (status == cudaSuccess) return;
+  if (status == cudaSuccess) {
+    return;
+  }
   const auto error = static_cast<cudaError_t>(status);
   (void)cudaGetLastError();  // told here, it is not the next call's
   TORCH_CHECK(false, "momentum_bn: ", call, " failed: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
@@ -17,7 +19,9 @@ void use_device(c10::Device device) {
   // Both runtimes follow the driver's current context; only a thread that has none yet keeps them apart.
   int current = -1;
   check(cudaGetDevice(&current), "cudaGetDevice");
-  if (current != device.index()) check(cudaSetDevice(device.index()), "cudaSetDevice");
+  if (current != device.index()) {
+    check(cudaSetDevice(device.index()), "cudaSetDevice");
+  }
 }
 
 kernels::cuda::Stream current_stream(c10::Device device) {

@@ -409,7 +409,9 @@ TORCH_LIBRARY_FRAGMENT(momentum_bn, m) {
 }
 
 TORCH_LIBRARY_IMPL(momentum_bn, CUDA, m) {
-  if (!driver_suits()) return;  // the composite path is taken
+  if (!driver_suits()) {
+    return;  // the composite path is taken
+  }
   ops::implement<batch_statistics, forward_train, forward_train_, forward_functional, backward, backward_,
                  gradient_sums, gradient_of_input, advance_schedule_>(m);
 }

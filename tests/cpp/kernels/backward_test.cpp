@@ -52,12 +52,18 @@ TEST_P(BackwardTest, EveryCombinationInEveryLayout) {
     const auto unmasked = gradients(shape, full.dy, full.x, {}, coefficients);
     for (int flags = 0; flags < 32; ++flags) {
       auto call = full;
-      if (flags & 1) call.x.clear();
-      if (flags & 2) call.y.clear();
+      if (flags & 1) {
+        call.x.clear();
+      }
+      if (flags & 2) {
+        call.y.clear();
+      }
       call.with_dx = !(flags & 4);
       call.with_dresidual = flags & 8;
       call.in_place = flags & 16;
-      if (call.in_place && !call.with_dx) continue;
+      if (call.in_place && !call.with_dx) {
+        continue;
+      }
       call.offset = flags % 3;
       SCOPED_TRACE(describe(call));
       check(call, coefficients, call.y.empty() ? unmasked : masked);
@@ -70,7 +76,9 @@ TEST_P(BackwardTest, EverySize) {
   for (const Shape& shape : sizes()) {
     auto call = call_of(shape, 0);
     ++flags;
-    if (flags % 2) call.y.clear();
+    if (flags % 2) {
+      call.y.clear();
+    }
     call.with_dresidual = flags % 3 == 0;
     call.in_place = flags % 5 < 3;
     call.offset = flags % 4;
@@ -81,9 +89,13 @@ TEST_P(BackwardTest, EverySize) {
 
 /// dweight as the layer forms it: x around 1e4, its mean in two parts.
 TEST_P(BackwardTest, GradientOfWeightFarFromZero) {
-  if (size_of(type()) == 2) GTEST_SKIP() << "a 16-bit type has no unit scale around 1e4";
+  if (size_of(type()) == 2) {
+    GTEST_SKIP() << "a 16-bit type has no unit scale around 1e4";
+  }
   for (const Shape& shape : layouts()) {
-    if (shape.values_per_channel() < 64) continue;
+    if (shape.values_per_channel() < 64) {
+      continue;
+    }
     auto call = call_of(shape, 1e4);
     call.y.clear();
     const auto exact = statistics(shape, call.x);
@@ -107,7 +119,9 @@ TEST_P(BackwardTest, MaskStopsInfinityAndNaN) {
     auto call = call_of(shape, 0);
     call.with_dresidual = true;
     for (size_t i = 0; i < call.dy.size(); ++i) {
-      if (call.y[i] > 0) continue;
+      if (call.y[i] > 0) {
+        continue;
+      }
       call.dy[i] = i % 2 ? std::numeric_limits<double>::infinity() : std::numeric_limits<double>::quiet_NaN();
     }
     SCOPED_TRACE(describe(call));
@@ -118,7 +132,9 @@ TEST_P(BackwardTest, MaskStopsInfinityAndNaN) {
 /// A gradient that is not a number, or infinite, reaches its own channel and no other.
 TEST_P(BackwardTest, NaNStaysInItsChannel) {
   for (const Shape& shape : layouts()) {
-    if (shape.channels == 1) continue;
+    if (shape.channels == 1) {
+      continue;
+    }
     auto call = call_of(shape, 0);
     call.y.clear();
     call.dy[call.dy.size() - 1] = std::numeric_limits<double>::quiet_NaN();

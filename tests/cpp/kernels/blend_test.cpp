@@ -133,7 +133,9 @@ class BlendTest : public EveryKernel {
       if (!arrays.view_mean_sum.empty()) {
         of_mean = (arrays.view_mean_sum[c] += of_mean) / static_cast<double>(blend.views);
         of_var = (arrays.view_var_sum[c] += of_var) / static_cast<double>(blend.views);
-        if (blend.completes_update) arrays.view_mean_sum[c] = arrays.view_var_sum[c] = 0;
+        if (blend.completes_update) {
+          arrays.view_mean_sum[c] = arrays.view_var_sum[c] = 0;
+        }
       }
       if (!arrays.running_mean.empty() && blend.completes_update) {
         const double w = blend.update_weight;
@@ -172,7 +174,9 @@ TEST_P(BlendTest, EveryVarianceAndUpdate) {
     for (const Variance variance : {Variance::Published, Variance::Unbiased, Variance::Biased}) {
       for (int flags = 0; flags < 16; ++flags) {
         auto before = used_arrays(shape.channels);
-        if (flags & 1) before.view_mean_sum = before.view_var_sum = {};
+        if (flags & 1) {
+          before.view_mean_sum = before.view_var_sum = {};
+        }
         Blend blend;
         blend.variance = variance;
         blend.completes_update = flags & 2;

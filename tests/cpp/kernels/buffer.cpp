@@ -128,7 +128,9 @@ uint64_t Buffer::checksum() const {
     sum = (sum ^ word) * 0x9E3779B97F4A7C15;
     sum ^= sum >> 29;
   }
-  for (; at < end_; ++at) sum = (sum ^ memory_[at]) * 0x9E3779B97F4A7C15;
+  for (; at < end_; ++at) {
+    sum = (sum ^ memory_[at]) * 0x9E3779B97F4A7C15;
+  }
   return sum;
 }
 

@@ -39,9 +39,13 @@ BackwardInputs backward_inputs(Type type, const Shape& shape, double mean) {
   for (size_t i = 0; i < inputs.x.size(); ++i) {
     inputs.dy[i] = 0.5 * inputs.dy[i] + 0.5 * inputs.x[i] + 0.2;
     inputs.x[i] += mean;
-    if (i % 17 == 0) inputs.y[i] = i % 2 ? 0.0 : -0.0;
+    if (i % 17 == 0) {
+      inputs.y[i] = i % 2 ? 0.0 : -0.0;
+    }
   }
-  for (auto* values : {&inputs.x, &inputs.dy, &inputs.y}) *values = rounded(type, *values);
+  for (auto* values : {&inputs.x, &inputs.dy, &inputs.y}) {
+    *values = rounded(type, *values);
+  }
   return inputs;
 }
 

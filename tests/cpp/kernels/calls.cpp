@@ -20,7 +20,9 @@ struct ForwardMemory {
       residual.emplace(call.type, call.residual, 2 * call.offset);
       residual_before = residual->checksum();
     }
-    if (!call.in_place) fresh.emplace(call.type, call.shape.values(), 3 * call.offset);
+    if (!call.in_place) {
+      fresh.emplace(call.type, call.shape.values(), 3 * call.offset);
+    }
   }
 
   Buffer& y() { return fresh ? *fresh : x; }
@@ -253,9 +255,15 @@ std::vector<double> saved_by_forward(const KernelTable& table, const ForwardCall
 
 std::string describe(const BackwardCall& call) {
   std::string text = describe(static_cast<const BackwardInputs&>(call));
-  if (call.mask_from_x) text += " from x";
-  if (call.gradient != Gradient::kConstantStatistics) text += " through the statistics";
-  if (call.gradient == Gradient::kThroughStatisticsInHalves) text += " in halves";
+  if (call.mask_from_x) {
+    text += " from x";
+  }
+  if (call.gradient != Gradient::kConstantStatistics) {
+    text += " through the statistics";
+  }
+  if (call.gradient == Gradient::kThroughStatisticsInHalves) {
+    text += " in halves";
+  }
   return text;
 }
 
@@ -289,10 +297,18 @@ BackwardResult run_backward(const KernelTable& table, const BackwardCall& call) 
   std::optional<Buffer> y;
   std::optional<Buffer> fresh_dx;
   std::optional<Buffer> dresidual;
-  if (!call.x.empty()) x.emplace(call.type, call.x, 2 * call.offset);
-  if (!call.y.empty() && !call.mask_from_x) y.emplace(call.type, call.y, 3 * call.offset);
-  if (call.with_dx && !call.in_place) fresh_dx.emplace(call.type, values, call.offset);
-  if (call.with_dresidual) dresidual.emplace(call.type, values, 2 * call.offset);
+  if (!call.x.empty()) {
+    x.emplace(call.type, call.x, 2 * call.offset);
+  }
+  if (!call.y.empty() && !call.mask_from_x) {
+    y.emplace(call.type, call.y, 3 * call.offset);
+  }
+  if (call.with_dx && !call.in_place) {
+    fresh_dx.emplace(call.type, values, call.offset);
+  }
+  if (call.with_dresidual) {
+    dresidual.emplace(call.type, values, 2 * call.offset);
+  }
   Buffer* dx = fresh_dx ? &*fresh_dx : call.with_dx ? &dy : nullptr;
   const Buffer saved(kept, call.saved);
   const Buffer weight(kept, call.weight);

@@ -49,13 +49,19 @@ testing::AssertionResult each_near(const std::vector<double>& values, const std:
   for (size_t i = 0; i < values.size(); ++i) {
     const bool same = values[i] == expected[i] || (std::isnan(values[i]) && std::isnan(expected[i]));
     const double error = std::abs(values[i] - expected[i]);
-    if (same || error <= tolerances[i]) continue;
+    if (same || error <= tolerances[i]) {
+      continue;
+    }
     ++wrong;
     const double by = std::isfinite(error) ? error / tolerances[i] : std::numeric_limits<double>::infinity();
-    if (by > excess) worst = i;
+    if (by > excess) {
+      worst = i;
+    }
     excess = std::max(excess, by);
   }
-  if (wrong == 0) return testing::AssertionSuccess();
+  if (wrong == 0) {
+    return testing::AssertionSuccess();
+  }
   std::ostringstream text;
   text.precision(17);
   text << wrong << " of " << values.size() << " values are off, most of all [" << worst << "] = " << values[worst]

@@ -100,7 +100,9 @@ TEST_P(ForwardTest, EverySize) {
     auto call = call_of(shape, -0.2);
     ++flags;
     call.relu = flags % 2 == 1;
-    if (flags % 3 == 0) call.residual = rounded(type(), uniform(shape.values(), -1, 1, 2));
+    if (flags % 3 == 0) {
+      call.residual = rounded(type(), uniform(shape.values(), -1, 1, 2));
+    }
     call.in_place = flags % 5 < 3;
     call.offset = flags % 4;
     SCOPED_TRACE(describe(call));
@@ -130,7 +132,9 @@ TEST_P(ForwardTest, ConstantChannels) {
       call.type = type();
       call.shape = shape;
       call.x = rounded(type(), std::vector<double>(static_cast<size_t>(shape.values()), value));
-      if (std::isinf(call.x[0])) continue;
+      if (std::isinf(call.x[0])) {
+        continue;
+      }
       SCOPED_TRACE(describe(call) + " of " + std::to_string(call.x[0]));
       const auto result = run_forward(table(), call, layer_rule(type(), shape));
       const std::vector<double> mean(static_cast<size_t>(shape.channels), call.x[0]);
@@ -142,7 +146,9 @@ TEST_P(ForwardTest, ConstantChannels) {
 
 /// Outputs far beyond any cache, where a kernel may store past it.
 TEST_P(ForwardTest, LargeOutputs) {
-  if (type() != Type::kFloat) GTEST_SKIP() << "enough with float";
+  if (type() != Type::kFloat) {
+    GTEST_SKIP() << "enough with float";
+  }
   for (const Shape& shape : {Shape{13, 64, 12'545}, Shape{163'841, 64, 1}}) {  // 42 MB
     auto call = call_of(shape, 0.3);
     call.offset = 1;

@@ -24,7 +24,9 @@ int next_whole(uint64_t& state, int low, int high) {
 template <typename Draw>
 std::vector<double> draw(int64_t count, Draw one) {
   std::vector<double> values(static_cast<size_t>(count));
-  for (double& value : values) value = one();
+  for (double& value : values) {
+    value = one();
+  }
   return values;
 }
 
@@ -52,7 +54,9 @@ const std::vector<Shape>& sizes() {
       for (const int64_t channels : {1, 3, 5, 37, 64, 1030}) {
         for (const int64_t inner : {1, 4, 49, 64, 255, 256, 257, 784, 3137}) {
           const Shape shape = {outer, channels, inner};
-          if (shape.values() <= kMostValues) all.push_back(shape);
+          if (shape.values() <= kMostValues) {
+            all.push_back(shape);
+          }
         }
       }
     }
@@ -80,7 +84,9 @@ const std::vector<Shape>& shapes_for_exact_sums() {
 std::vector<double> unit_noise(int64_t count, uint64_t seed) {
   return draw(count, [state = seed]() mutable {
     double sum = -2;
-    for (int i = 0; i < 4; ++i) sum += next_uniform(state);
+    for (int i = 0; i < 4; ++i) {
+      sum += next_uniform(state);
+    }
     return sum * std::sqrt(3.0);
   });
 }

@@ -15,7 +15,9 @@ const std::vector<InstructionSet>& built_instruction_sets() {
 
 void EveryKernel::SetUp() {
   const InstructionSet& set = std::get<0>(GetParam());
-  if (!set.runs_here) GTEST_SKIP() << "this processor does not have " << set.name;
+  if (!set.runs_here) {
+    GTEST_SKIP() << "this processor does not have " << set.name;
+  }
 }
 
 }  // namespace momentum_bn::kernels::test

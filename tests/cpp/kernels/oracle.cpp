@@ -11,7 +11,9 @@ void for_values(const Shape& shape, const Run& run) {
   size_t i = 0;
   for (int64_t outer = 0; outer < shape.outer; ++outer) {
     for (size_t channel = 0; channel < static_cast<size_t>(shape.channels); ++channel) {
-      for (int64_t inner = 0; inner < shape.inner; ++inner) run(i++, channel);
+      for (int64_t inner = 0; inner < shape.inner; ++inner) {
+        run(i++, channel);
+      }
     }
   }
 }
@@ -27,7 +29,9 @@ Statistics statistics(const Shape& shape, const std::vector<double>& x) {
   std::vector<long double> mean(static_cast<size_t>(shape.channels));
   std::vector<long double> m2(static_cast<size_t>(shape.channels));
   for_values(shape, [&](size_t i, size_t c) { mean[c] += x[i]; });
-  for (auto& value : mean) value /= n;
+  for (auto& value : mean) {
+    value /= n;
+  }
   for_values(shape, [&](size_t i, size_t c) { m2[c] += (x[i] - mean[c]) * (x[i] - mean[c]); });
   return {as_double(mean), as_double(m2)};
 }
@@ -37,8 +41,12 @@ std::vector<double> normalised(const Shape& shape, const std::vector<double>& x,
   std::vector<double> y(x.size());
   for_values(shape, [&](size_t i, size_t c) {
     y[i] = (x[i] - coefficients.center[c]) * coefficients.scale[c] + coefficients.shift[c];
-    if (!residual.empty()) y[i] += residual[i];
-    if (relu && y[i] <= 0) y[i] = 0;
+    if (!residual.empty()) {
+      y[i] += residual[i];
+    }
+    if (relu && y[i] <= 0) {
+      y[i] = 0;
+    }
   });
   return y;
 }

@@ -14,13 +14,17 @@ constexpr int kFlags = 8;
 /// relu, residual and in place in one of kFlags combinations.
 ForwardCall with_flags(ForwardCall call, int flags) {
   call.relu = flags & 1;
-  if (flags & 2) call.residual = whole_numbers(call.shape.values(), -3, 3, 2);
+  if (flags & 2) {
+    call.residual = whole_numbers(call.shape.values(), -3, 3, 2);
+  }
   call.in_place = flags & 4;
   return call;
 }
 
 BackwardCall with_flags(BackwardCall call, int flags) {
-  if (flags & 1) call.y = whole_numbers(call.shape.values(), -2, 2, 5);
+  if (flags & 1) {
+    call.y = whole_numbers(call.shape.values(), -2, 2, 5);
+  }
   call.with_dresidual = flags & 2;
   call.in_place = flags & 4;
   return call;

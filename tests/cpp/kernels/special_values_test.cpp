@@ -37,7 +37,9 @@ class SpecialValuesTest : public EveryKernel {
   /// `values` over and over.
   static std::vector<double> repeated(const std::vector<double>& values, const Shape& shape) {
     std::vector<double> all(static_cast<size_t>(shape.values()));
-    for (size_t i = 0; i < all.size(); ++i) all[i] = values[i % values.size()];
+    for (size_t i = 0; i < all.size(); ++i) {
+      all[i] = values[i % values.size()];
+    }
     return all;
   }
 
@@ -110,10 +112,14 @@ TEST_P(SpecialValuesTest, ScaleOfZeroLeavesTheShift) {
 
 /// As large as the type holds: nothing overflows where the result itself does not.
 TEST_P(SpecialValuesTest, StatisticsOfHugeValues) {
-  if (type() == Type::kDouble) GTEST_SKIP() << "there is no wider type to square the largest double in";
+  if (type() == Type::kDouble) {
+    GTEST_SKIP() << "there is no wider type to square the largest double in";
+  }
   for (const Shape& shape : layouts()) {
     auto x = unit_noise(shape.values(), 1);
-    for (double& value : x) value *= largest() / 3.5;  // the noise's largest
+    for (double& value : x) {
+      value *= largest() / 3.5;  // the noise's largest
+    }
     const auto call = call_of(shape, x);
     SCOPED_TRACE(name_of(shape));
     const auto exact = statistics(shape, call.x);
@@ -133,18 +139,26 @@ TEST_P(SpecialValuesTest, SubnormalNumbersAreKept) {
     SCOPED_TRACE(name_of(shape));
     EXPECT_TRUE(near(Type::kFloat, run_normalize(table(), call, same_for_all(shape, 0, 1, 0)).y, call.x, 0));
     const auto result = run_forward(table(), call, layer_rule(type(), shape));
-    for (const double mean : result.mean) EXPECT_NEAR(mean, 0, 100 * tiny);
-    for (const double m2 : result.m2) EXPECT_GE(m2, 0);
+    for (const double mean : result.mean) {
+      EXPECT_NEAR(mean, 0, 100 * tiny);
+    }
+    for (const double m2 : result.m2) {
+      EXPECT_GE(m2, 0);
+    }
   }
 }
 
 /// All 65536 values of a 16-bit type survive the way to float and back.
 TEST_P(SpecialValuesTest, EveryValueOfSixteenBits) {
-  if (size_of(type()) != 2) GTEST_SKIP() << "not a 16-bit type";
+  if (size_of(type()) != 2) {
+    GTEST_SKIP() << "not a 16-bit type";
+  }
   for (const Shape& shape : {Shape{1, 1, 65'536}, Shape{1, 65'536, 1}, Shape{1024, 64, 1}, Shape{1, 4096, 16}}) {
     Buffer every(type(), shape.values());
     auto* bits = static_cast<uint16_t*>(every.data());
-    for (int value = 0; value < 65'536; ++value) bits[value] = static_cast<uint16_t>(value);
+    for (int value = 0; value < 65'536; ++value) {
+      bits[value] = static_cast<uint16_t>(value);
+    }
     const auto call = call_of(shape, every.values());
     SCOPED_TRACE(name_of(shape));
     EXPECT_TRUE(near(Type::kFloat, run_normalize(table(), call, same_for_all(shape, 0, 1, 0)).y, call.x, 0));
@@ -152,7 +166,9 @@ TEST_P(SpecialValuesTest, EveryValueOfSixteenBits) {
     for (const double factor : {1 + 0x1p-9, 1 + 0x1p-12, 1 + 0x1p-8 + 0x1p-16, 1 - 0x1p-9}) {
       const auto coefficients = same_for_all(shape, 0, factor, 0);
       std::vector<double> exact;
-      for (const double value : call.x) exact.push_back(static_cast<float>(value * static_cast<float>(factor)));
+      for (const double value : call.x) {
+        exact.push_back(static_cast<float>(value * static_cast<float>(factor)));
+      }
       EXPECT_TRUE(near(Type::kFloat, run_normalize(table(), call, coefficients).y, rounded(type(), exact), 0));
     }
   }

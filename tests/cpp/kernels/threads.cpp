@@ -14,11 +14,15 @@ void on_threads(int64_t tasks, Body body, void* context) {
   for (int64_t begin = 0; begin < tasks; begin += share) {
     threads.emplace_back(body, context, begin, std::min(begin + share, tasks));
   }
-  for (auto& thread : threads) thread.join();
+  for (auto& thread : threads) {
+    thread.join();
+  }
 }
 
 void backwards(int64_t tasks, Body body, void* context) {
-  for (int64_t task = tasks - 1; task >= 0; --task) body(context, task, task + 1);
+  for (int64_t task = tasks - 1; task >= 0; --task) {
+    body(context, task, task + 1);
+  }
 }
 
 }  // namespace

@@ -92,7 +92,9 @@ TEST_P(ThroughStatisticsTest, EveryCombinationInEveryLayout) {
       call.gradient = kWays[flags / 4 % 2];
       call.offset = flags % 3;
       const int mask = flags / 8;
-      if (mask == 0) call.y.clear();
+      if (mask == 0) {
+        call.y.clear();
+      }
       call.mask_from_x = mask == 2;
       check(call, mask == 0 ? unmasked : mask == 1 ? masked : masked_from_x);
     }
@@ -106,8 +108,12 @@ TEST_P(ThroughStatisticsTest, EverySize) {
     auto call = call_of(shape, 0, layer);
     ++flags;
     call.mask_from_x = flags % 3 == 1;
-    if (flags % 3 == 2) call.y.clear();
-    if (call.mask_from_x) call.y = y_of(call);
+    if (flags % 3 == 2) {
+      call.y.clear();
+    }
+    if (call.mask_from_x) {
+      call.y = y_of(call);
+    }
     call.with_dresidual = flags % 4 == 0;
     call.in_place = flags % 5 < 3;
     call.gradient = kWays[flags % 2];
@@ -118,7 +124,9 @@ TEST_P(ThroughStatisticsTest, EverySize) {
 
 /// Far beyond the caches, where rows are taken from several places at once.
 TEST_P(ThroughStatisticsTest, LargeInputs) {
-  if (type() != Type::kFloat) GTEST_SKIP() << "enough with float";
+  if (type() != Type::kFloat) {
+    GTEST_SKIP() << "enough with float";
+  }
   for (const Shape& shape : {Shape{13, 64, 12'545}, Shape{70'001, 70, 1}}) {
     const auto layer = layer_of(shape, 0.3);
     auto call = call_of(shape, 0.3, layer);
@@ -131,9 +139,13 @@ TEST_P(ThroughStatisticsTest, LargeInputs) {
 
 /// What a batch normalised by itself gives, x far from zero: from the derivative itself, not from what is saved.
 TEST_P(ThroughStatisticsTest, BatchFarFromZero) {
-  if (size_of(type()) == 2) GTEST_SKIP() << "a 16-bit type has no unit scale around 1e4";
+  if (size_of(type()) == 2) {
+    GTEST_SKIP() << "a 16-bit type has no unit scale around 1e4";
+  }
   for (const Shape& shape : layouts()) {
-    if (shape.values_per_channel() < 64) continue;
+    if (shape.values_per_channel() < 64) {
+      continue;
+    }
     const auto n = static_cast<double>(shape.values_per_channel());
     auto call = call_of(shape, 1e4, {});
     call.y.clear();
@@ -203,7 +215,9 @@ TEST_P(ThroughStatisticsTest, SameBitsOnAnyNumberOfThreads) {
     auto call = call_of(shape, 0, layer_of(shape, 0));
     ++flags;
     call.mask_from_x = flags % 3 == 1;
-    if (flags % 3 == 2) call.y.clear();
+    if (flags % 3 == 2) {
+      call.y.clear();
+    }
     call.with_dresidual = flags % 2;
     call.in_place = flags % 4 < 2;
     for (const Gradient way : kWays) {
@@ -288,10 +302,18 @@ TEST_P(MaskFromXTest, SpecialValues) {
     }
     call.x = rounded(type(), call.x);
     for (size_t c = 0; c < channels; ++c) {
-      if (c % 3 == 0) call.weight[c] = 0;
-      if (c % 5 == 0) call.saved[c] = c % 2 ? largest : -largest;
-      if (c % 4 == 0) call.bias[c] = 0;
-      if (c % 7 == 6) call.saved[c] = kNaN;
+      if (c % 3 == 0) {
+        call.weight[c] = 0;
+      }
+      if (c % 5 == 0) {
+        call.saved[c] = c % 2 ? largest : -largest;
+      }
+      if (c % 4 == 0) {
+        call.bias[c] = 0;
+      }
+      if (c % 7 == 6) {
+        call.saved[c] = kNaN;
+      }
     }
     call.saved = rounded(accumulate_type(type()), call.saved);
     check_masks(call);
@@ -300,11 +322,15 @@ TEST_P(MaskFromXTest, SpecialValues) {
 
 /// Every value that y can have in a 16-bit type, and those halfway to 0.
 TEST_P(MaskFromXTest, EveryValueOfSixteenBits) {
-  if (size_of(type()) != 2) GTEST_SKIP() << "not a 16-bit type";
+  if (size_of(type()) != 2) {
+    GTEST_SKIP() << "not a 16-bit type";
+  }
   for (const Shape& shape : {Shape{1, 1, 65'536}, Shape{1, 65'536, 1}, Shape{1024, 64, 1}, Shape{1, 4096, 16}}) {
     Buffer every(type(), shape.values());
     auto* bits = static_cast<uint16_t*>(every.data());
-    for (int value = 0; value < 65'536; ++value) bits[value] = static_cast<uint16_t>(value);
+    for (int value = 0; value < 65'536; ++value) {
+      bits[value] = static_cast<uint16_t>(value);
+    }
     const auto channels = static_cast<size_t>(shape.channels);
     for (const double scale : {1.0, 0.5, 0.5 + 0x1p-12, 0.25, -0.5, 0.75}) {
       auto call = call_of(shape, 0, layer_of(shape, 0));
@@ -322,7 +348,9 @@ TEST_P(MaskFromXTest, EveryValueOfSixteenBits) {
 TEST_P(ThroughStatisticsTest, WeightOfZero) {
   for (const Shape& shape : layouts()) {
     auto layer = layer_of(shape, 0);
-    for (double& weight : layer.weight) weight = 0;
+    for (double& weight : layer.weight) {
+      weight = 0;
+    }
     const auto call = call_of(shape, 0, layer);
     check(call, gradients_through_statistics(shape, call.dy, call.x, call.y, layer));
   }
@@ -330,7 +358,9 @@ TEST_P(ThroughStatisticsTest, WeightOfZero) {
 
 TEST_P(ThroughStatisticsTest, NaNStaysInItsChannel) {
   for (const Shape& shape : layouts()) {
-    if (shape.channels == 1) continue;
+    if (shape.channels == 1) {
+      continue;
+    }
     const auto layer = layer_of(shape, 0);
     for (const double bad : {kNaN, kInfinity}) {
       auto call = call_of(shape, 0, layer);
@@ -354,7 +384,9 @@ TEST_P(ThroughStatisticsTest, MaskStopsInfinityAndNaN) {
     const auto layer = layer_of(shape, 0);
     auto call = call_of(shape, 0, layer);
     for (size_t i = 0; i < call.dy.size(); ++i) {
-      if (!(call.y[i] > 0)) call.dy[i] = i % 2 ? kInfinity : kNaN;
+      if (!(call.y[i] > 0)) {
+        call.dy[i] = i % 2 ? kInfinity : kNaN;
+      }
     }
     check(call, gradients_through_statistics(shape, call.dy, call.x, call.y, layer));
   }
@@ -362,11 +394,15 @@ TEST_P(ThroughStatisticsTest, MaskStopsInfinityAndNaN) {
 
 /// Gradients of 1e30 overflow nowhere on the way.
 TEST_P(ThroughStatisticsTest, HugeGradients) {
-  if (type() == Type::kHalf) GTEST_SKIP() << "holds no such values";
+  if (type() == Type::kHalf) {
+    GTEST_SKIP() << "holds no such values";
+  }
   for (const Shape& shape : layouts()) {
     const auto layer = layer_of(shape, 0);
     auto call = call_of(shape, 0, layer);
-    for (double& dy : call.dy) dy *= 1e30;
+    for (double& dy : call.dy) {
+      dy *= 1e30;
+    }
     call.dy = rounded(type(), call.dy);
     const auto result = run_backward(table(), call).gradients;
     const auto expected = gradients_through_statistics(shape, call.dy, call.x, call.y, layer);

@@ -61,13 +61,19 @@ TEST_P(CudaBackwardTest, EveryCombinationInEveryLayout) {
     const auto all = call_of(shape, 0.3);
     for (unsigned flags = 0; flags < 16; ++flags) {
       auto call = all;
-      if (flags & 1) call.x.clear();
-      if (flags & 2) call.y.clear();
+      if (flags & 1) {
+        call.x.clear();
+      }
+      if (flags & 2) {
+        call.y.clear();
+      }
       call.with_dresidual = flags & 4;
       call.in_place = flags & 8;
       call.with_dx = call.in_place || flags % 3 != 1;
       call.with_dbias = flags % 5 != 2;
-      if (flags % 5 == 3) call.weight.clear();
+      if (flags % 5 == 3) {
+        call.weight.clear();
+      }
       call.offset = flags % 4 == 3 ? 1 : flags % 4 == 2 ? 4 : 0;
       emulator::set_order(flags);
       check(call);
@@ -78,10 +84,14 @@ TEST_P(CudaBackwardTest, EveryCombinationInEveryLayout) {
 TEST_P(CudaBackwardTest, EverySize) {
   unsigned flags = 0;
   for (const Shape& shape : sizes()) {
-    if (shape.values() > 20'000) continue;
+    if (shape.values() > 20'000) {
+      continue;
+    }
     auto call = call_of(shape, -0.2);
     ++flags;
-    if (flags % 3 == 0) call.y.clear();
+    if (flags % 3 == 0) {
+      call.y.clear();
+    }
     call.with_dresidual = flags % 2 == 1;
     call.in_place = flags % 5 < 2;
     call.offset = flags % 7 == 6 ? 1 : 0;
@@ -91,8 +101,12 @@ TEST_P(CudaBackwardTest, EverySize) {
 
 TEST_P(CudaBackwardTest, FarFromZero) {
   const double offset = type() == Type::kBFloat16 ? 64 : type() == Type::kHalf ? 512 : 1e4;
-  if (type() == Type::kDouble) GTEST_SKIP() << "enough with the narrower types";
-  for (const Shape& shape : layouts()) check(call_of(shape, offset));
+  if (type() == Type::kDouble) {
+    GTEST_SKIP() << "enough with the narrower types";
+  }
+  for (const Shape& shape : layouts()) {
+    check(call_of(shape, offset));
+  }
 }
 
 /// Sums that nothing rounds.
@@ -137,7 +151,9 @@ TEST_P(CudaBackwardTest, SameBitsInEveryOrder) {
 TEST_P(CudaBackwardTest, MaskOfNaN) {
   for (const Shape& shape : layouts()) {
     auto call = call_of(shape, 0);
-    for (size_t i = 0; i < call.y.size(); i += 3) call.y[i] = std::numeric_limits<double>::quiet_NaN();
+    for (size_t i = 0; i < call.y.size(); i += 3) {
+      call.y[i] = std::numeric_limits<double>::quiet_NaN();
+    }
     call.with_dresidual = true;
     check(call);
   }

@@ -53,7 +53,9 @@ class CudaForwardTest : public EveryWay {
       values.insert(values.end(), {saved[c] + saved[channels + c], saved[2 * channels + c]});
       exact.insert(exact.end(), {expected[c], rstd});
       tolerances.insert(tolerances.end(), {tolerance / rstd, tolerance * rstd});
-      if (!call.through_statistics) continue;
+      if (!call.through_statistics) {
+        continue;
+      }
       for (size_t i = (3 * channels) + c; i < 6 * channels; i += channels) {
         values.push_back(saved[i]);
         exact.push_back(expected[i]);
@@ -70,7 +72,9 @@ class CudaForwardTest : public EveryWay {
     const auto expected = expected_forward(call, expected_state);
     EXPECT_TRUE(near(type(), result.y, expected.y, tolerance)) << "y";
     check_saved(call, result.saved, expected.saved, tolerance);
-    if (!call.functional_momentum) return;
+    if (!call.functional_momentum) {
+      return;
+    }
     EXPECT_TRUE(near(kept(), result.batch_mean, expected.batch_mean, tolerance)) << "batch_mean";
     EXPECT_TRUE(near(kept(), result.batch_var, expected.batch_var, 4 * tolerance)) << "batch_var";
     EXPECT_EQ(state.running_mean, expected_state.running_mean);
@@ -113,11 +117,15 @@ TEST_P(CudaForwardTest, EveryCombinationInEveryLayout) {
 TEST_P(CudaForwardTest, EverySize) {
   int flags = 0;
   for (const Shape& shape : sizes()) {
-    if (shape.values_per_channel() < 2 || shape.values() > 20'000) continue;
+    if (shape.values_per_channel() < 2 || shape.values() > 20'000) {
+      continue;
+    }
     auto call = call_of(shape, -0.2);
     ++flags;
     call.relu = flags % 2 == 1;
-    if (flags % 3 == 0) call.residual = rounded(type(), uniform(shape.values(), -1, 1, 2));
+    if (flags % 3 == 0) {
+      call.residual = rounded(type(), uniform(shape.values(), -1, 1, 2));
+    }
     call.in_place = flags % 5 < 3;
     call.offset = flags % 7 == 6 ? 1 : 0;
     // Of two values, as above: a variance near 0 makes their difference's rounding large.
@@ -129,7 +137,9 @@ TEST_P(CudaForwardTest, EverySize) {
 /// More than a thread reads at once, of several tiles, with more values than the cache holds.
 TEST_P(CudaForwardTest, ManySlices) {
   Device many = device();
-  if (many.shared_memory_per_block > 0) GTEST_SKIP() << "slices are merged in two launches alone";
+  if (many.shared_memory_per_block > 0) {
+    GTEST_SKIP() << "slices are merged in two launches alone";
+  }
   many.multiprocessors = 64;
   const Shape shape = {32'768, 72, 1};
   const auto tiling = tiling_of(shape, vector_of(type(), shape, {}), many);
@@ -151,17 +161,25 @@ TEST_P(CudaForwardTest, FarFromZero) {
   // The mean of doubles so far away is rounded by 1e-12.
   const double tolerance = type() == Type::kDouble ? 4e-11 : 1e-6;
   for (const Shape& shape : layouts()) {
-    for (const double mean : {offset, -offset}) check(call_of(shape, mean), {}, tolerance);
+    for (const double mean : {offset, -offset}) {
+      check(call_of(shape, mean), {}, tolerance);
+    }
   }
 }
 
 /// Whatever value the sums are formed around, here those that are a thousand deviations away.
 TEST_P(CudaForwardTest, FirstValuesFarFromTheOthers) {
-  if (type() == Type::kHalf || type() == Type::kBFloat16) GTEST_SKIP() << "enough with the wider types";
+  if (type() == Type::kHalf || type() == Type::kBFloat16) {
+    GTEST_SKIP() << "enough with the wider types";
+  }
   for (const Shape& shape : layouts()) {
-    if (shape.values_per_channel() < 64) continue;
+    if (shape.values_per_channel() < 64) {
+      continue;
+    }
     auto call = call_of(shape, 0);
-    for (int64_t c = 0; c < shape.channels; ++c) call.x[static_cast<size_t>(c * shape.inner)] = 1024;
+    for (int64_t c = 0; c < shape.channels; ++c) {
+      call.x[static_cast<size_t>(c * shape.inner)] = 1024;
+    }
     check(call, {}, type() == Type::kDouble ? 1e-10 : 1.6e-4);  // of 80
   }
 }
@@ -172,7 +190,9 @@ TEST_P(CudaForwardTest, ConstantChannels) {
     for (const double value : {0.0, 1.0, -3.3, 3000.7, 1e-7, -1e15}) {
       ForwardCall call = call_of(shape, 0);
       call.x = rounded(type(), std::vector<double>(static_cast<size_t>(shape.values()), value));
-      if (std::isinf(call.x[0])) continue;
+      if (std::isinf(call.x[0])) {
+        continue;
+      }
       SCOPED_TRACE(describe(call) + " of " + std::to_string(call.x[0]));
       const auto channels = static_cast<size_t>(shape.channels);
       std::vector<double> expected(2 * channels + 1);
@@ -187,7 +207,9 @@ TEST_P(CudaForwardTest, ConstantChannels) {
 TEST_P(CudaForwardTest, ExactSums) {
   uint64_t seed = 1;
   for (const Shape& shape : shapes_for_exact_sums()) {
-    if (shape.values() > 100'000) continue;
+    if (shape.values() > 100'000) {
+      continue;
+    }
     auto call = call_of(shape, 0);
     call.x = exact_statistics(shape, 7);
     SCOPED_TRACE(describe(call));
@@ -195,7 +217,9 @@ TEST_P(CudaForwardTest, ExactSums) {
     EXPECT_EQ(run_statistics(call, device()), expected_statistics(shape, call.x));
     LayerState none;
     const auto saved = run_forward(call, none, device()).saved;
-    for (int64_t c = 0; c < shape.channels; ++c) EXPECT_EQ(saved[static_cast<size_t>(c)], exact_mean(c));
+    for (int64_t c = 0; c < shape.channels; ++c) {
+      EXPECT_EQ(saved[static_cast<size_t>(c)], exact_mean(c));
+    }
   }
 }
 
@@ -236,12 +260,16 @@ TEST_P(CudaForwardTest, Statistics) {
 
 /// As large as the type holds: nothing overflows where the result itself does not.
 TEST_P(CudaForwardTest, HugeValues) {
-  if (type() == Type::kDouble) GTEST_SKIP() << "there is no wider type to square the largest double in";
+  if (type() == Type::kDouble) {
+    GTEST_SKIP() << "there is no wider type to square the largest double in";
+  }
   const double largest = type() == Type::kHalf ? 65504 : 3.3e38;
   for (const Shape& shape : layouts()) {
     auto call = call_of(shape, 0);
     call.weight.clear();
-    for (double& value : call.x) value *= largest / 5;
+    for (double& value : call.x) {
+      value *= largest / 5;
+    }
     call.x = rounded(type(), call.x);
     check(call, {}, unit_tolerance(type()));
   }
@@ -357,7 +385,9 @@ TEST_P(CudaForwardTest, Launches) {
     const auto before = emulator::launches();
     const auto usual = run_forward(call, none, device());
     EXPECT_EQ(emulator::launches() - before, tiling ? 1 : 2);
-    if (!in_cluster) continue;
+    if (!in_cluster) {
+      continue;
+    }
     emulator::refuse_clusters(true);
     EXPECT_TRUE(near(type(), run_forward(call, none, device()).y, usual.y, unit_tolerance(type())));
     emulator::refuse_clusters(false);

@@ -32,7 +32,9 @@ std::vector<Shape> shapes() {
       all.push_back({batch * side * side, channels, 1});
     }
   }
-  for (const int64_t rows : {2, 4096, 65'536}) all.push_back({rows, 4096, 1});
+  for (const int64_t rows : {2, 4096, 65'536}) {
+    all.push_back({rows, 4096, 1});
+  }
   for (const Shape& extreme :
        {Shape{1, 1, int64_t{1} << 33}, Shape{int64_t{1} << 33, 1, 1}, Shape{int64_t{1} << 31, 8, 1},
         Shape{2, 3'000'000, 4}, Shape{2, 3'000'000, 1}, Shape{1'000'000, 2, 3}}) {
@@ -69,7 +71,9 @@ void for_all_kept(const Run& run) {
 
 /// Where the first value of a vector lies.
 int64_t address_of(const Tiling& tiling, int64_t column, int64_t position) {
-  if (tiling.rows) return position * tiling.channels + column * tiling.vector;
+  if (tiling.rows) {
+    return position * tiling.channels + column * tiling.vector;
+  }
   return (position / tiling.plane * tiling.channels + column) * tiling.inner + position % tiling.plane * tiling.vector;
 }
 
@@ -85,9 +89,13 @@ void expect_everything_is_covered(const Tiling& tiling, const Shape& shape) {
 /// A thread that goes on by `height` positions comes where it should.
 void expect_right_steps(const Tiling& tiling) {
   for (const int64_t from : {int64_t{0}, tiling.positions / 3, tiling.positions - tiling.height - 1}) {
-    if (from < 0 || from + tiling.height >= tiling.positions) continue;
+    if (from < 0 || from + tiling.height >= tiling.positions) {
+      continue;
+    }
     int64_t at = address_of(tiling, 0, from) + tiling.step;
-    if (!tiling.rows && from % tiling.plane + tiling.step_in_plane >= tiling.plane) at += tiling.skip;
+    if (!tiling.rows && from % tiling.plane + tiling.step_in_plane >= tiling.plane) {
+      at += tiling.skip;
+    }
     EXPECT_EQ(at, address_of(tiling, 0, from + tiling.height));
   }
 }
@@ -115,7 +123,9 @@ TEST(CudaLaunchTest, TilingsCoverAllValuesWithinLimits) {
 TEST(CudaLaunchTest, TilesOfRowsAreLinesOfTheMemory) {
   for_all([](Type type, const Shape& shape, int vector, const Device& device) {
     const auto tiling = tiling_of(shape, vector, device);
-    if (!tiling.rows) return;
+    if (!tiling.rows) {
+      return;
+    }
     EXPECT_LE(tiling.channels_per_tile, 64);
     constexpr int64_t kLine = 128;
     const auto size = static_cast<int64_t>(size_of(type));
@@ -150,7 +160,9 @@ TEST(CudaLaunchTest, OnChipTilingsCoverAllValuesWithinLimits) {
   int found = 0;
   for_all_kept([&](int kept, Type type, const Shape& shape, int vector, const Device& device) {
     const auto tiling = on_chip_tiling_of(type, shape, vector, device, kept);
-    if (!tiling) return;
+    if (!tiling) {
+      return;
+    }
     ++found;
     expect_everything_is_covered(*tiling, shape);
     expect_right_steps(*tiling);
@@ -193,7 +205,9 @@ TEST(CudaLaunchTest, OnChipWheneverItFits) {
 
 TEST(CudaLaunchTest, LayersThatFitFillTheDevice) {
   for (const auto& [name, device] : real_devices()) {
-    if (device.capability < 90) continue;
+    if (device.capability < 90) {
+      continue;
+    }
     for (const Shape& shape : {Shape{32, 2048, 49}, Shape{32, 1024, 196}, Shape{32, 512, 784}, Shape{1568, 2048, 1}}) {
       const auto tiling =
           on_chip_tiling_of(Type::kBFloat16, shape, vector_of(Type::kBFloat16, shape, {}), device, kKeptForward);
@@ -250,9 +264,13 @@ TEST(CudaLaunchTest, WaysOfTheTests) {
                                  kept);
       };
       EXPECT_FALSE(tiling_on(0).has_value());
-      if (tiling_on(1)) ++in_block;
+      if (tiling_on(1)) {
+        ++in_block;
+      }
       const auto tiling = tiling_on(2);
-      if (tiling && tiling->slices > 1) ++in_cluster;
+      if (tiling && tiling->slices > 1) {
+        ++in_cluster;
+      }
     }
     EXPECT_GE(in_block, kept == kKeptForward ? 10 : 9);
     EXPECT_GE(in_cluster, kept == kKeptForward ? 4 : 3);

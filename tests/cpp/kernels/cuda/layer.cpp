@@ -24,7 +24,9 @@ class Memory {
  public:
   Memory() = default;
   Memory(Type type, const std::vector<double>& values, int64_t offset = 0) {
-    if (values.empty()) return;
+    if (values.empty()) {
+      return;
+    }
     buffer_ = std::make_unique<Buffer>(type, values, offset);
     before_ = buffer_->checksum();
   }
@@ -111,7 +113,9 @@ class StateMemory {
     state_.running_var = running_var_.values();
     state_.view_mean_sum = view_mean_sum_.values();
     state_.view_var_sum = view_var_sum_.values();
-    if (state_.momentum_is_float) state_.momentum = float_momentum_;
+    if (state_.momentum_is_float) {
+      state_.momentum = float_momentum_;
+    }
   }
 
  private:
@@ -169,9 +173,13 @@ double scheduled(int64_t cur_iter, int64_t total_iters) {
 
 void move_schedule(const BlendOptions& options, LayerState& state) {
   ++state.cur_iter;
-  if (!options.cosine || state.momentum < 0) return;
+  if (!options.cosine || state.momentum < 0) {
+    return;
+  }
   state.momentum = scheduled(state.cur_iter, options.total_iters);
-  if (state.momentum_is_float) state.momentum = static_cast<float>(state.momentum);
+  if (state.momentum_is_float) {
+    state.momentum = static_cast<float>(state.momentum);
+  }
 }
 
 }  // namespace
@@ -226,7 +234,9 @@ ForwardResult run_forward(const ForwardCall& call, LayerState& state, const Devi
   args.through_statistics = call.through_statistics;
   args.options = call.options;
   args.tracks = state.tracks();
-  if (state.tracks()) args.state = state_memory.args();
+  if (state.tracks()) {
+    args.state = state_memory.args();
+  }
   args.gathered = static_cast<const double*>(gathered.data());
   args.ranks = call.ranks;
   args.batch_mean = batch_mean.data();
@@ -237,12 +247,16 @@ ForwardResult run_forward(const ForwardCall& call, LayerState& state, const Devi
   EXPECT_EQ(forward(args, device), 0);
 
   scratch.expect_clean();
-  if (!call.in_place) x.expect_unchanged("x");
+  if (!call.in_place) {
+    x.expect_unchanged("x");
+  }
   residual.expect_unchanged("the residual");
   weight.expect_unchanged("weight");
   bias.expect_unchanged("bias");
   gathered.expect_unchanged("gathered");
-  for (const Memory* memory : {&y, &saved, &batch_mean, &batch_var}) memory->expect_guards("an output");
+  for (const Memory* memory : {&y, &saved, &batch_mean, &batch_var}) {
+    memory->expect_guards("an output");
+  }
   state_memory.read_back();
   return {y.values(), saved.values(), batch_mean.values(), batch_var.values()};
 }
@@ -268,8 +282,12 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     const double var = batch[c].m2 / (n - 1);
     double norm_mean = batch[c].mean;
     double norm_var = var;
-    if (call.options.variance == Variance::Published) norm_var = var * n / (n - 1);
-    if (call.options.variance == Variance::Biased) norm_var = var * (n - 1) / n;
+    if (call.options.variance == Variance::Published) {
+      norm_var = var * n / (n - 1);
+    }
+    if (call.options.variance == Variance::Biased) {
+      norm_var = var * (n - 1) / n;
+    }
     if (state.tracks()) {
       norm_mean = m * norm_mean + (1 - m) * state.running_mean[c];
       norm_var = m * norm_var + (1 - m) * state.running_var[c];
@@ -295,7 +313,9 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
       result.batch_mean.push_back(batch[c].mean);
       result.batch_var.push_back(var);
     }
-    if (!updates) continue;
+    if (!updates) {
+      continue;
+    }
     const double mean_sum = (state.is_batch_norm ? 0 : state.view_mean_sum[c]) + batch[c].mean;
     const double var_sum = (state.is_batch_norm ? 0 : state.view_var_sum[c]) + var;
     const auto k = static_cast<double>(views);
@@ -304,7 +324,9 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
       state.running_mean[c] = update * mean_sum / k + (1 - update) * state.running_mean[c];
       state.running_var[c] = update * factor * var_sum / k + (1 - update) * state.running_var[c];
     }
-    if (state.is_batch_norm) continue;
+    if (state.is_batch_norm) {
+      continue;
+    }
     state.view_mean_sum[c] = complete ? 0 : mean_sum;
     state.view_var_sum[c] = complete ? 0 : var_sum;
   }
@@ -312,7 +334,9 @@ ForwardResult expected_forward(const ForwardCall& call, LayerState& state) {
     ++state.num_batches_tracked;
     if (!state.is_batch_norm) {
       state.view_count = complete ? 0 : views;
-      if (complete) move_schedule(call.options, state);
+      if (complete) {
+        move_schedule(call.options, state);
+      }
     }
   }
   result.y = kernels::test::normalised(call.shape, call.x, coefficients, call.residual, call.relu);
@@ -408,13 +432,17 @@ BackwardResult run_backward(const BackwardCall& call, const Device& device) {
   run(call.gradient, args, device);
 
   scratch.expect_clean();
-  if (!call.in_place) dy.expect_unchanged("dy");
+  if (!call.in_place) {
+    dy.expect_unchanged("dy");
+  }
   x.expect_unchanged("x");
   y.expect_unchanged("y");
   weight.expect_unchanged("weight");
   bias.expect_unchanged("bias");
   saved.expect_unchanged("saved");
-  for (const Memory* memory : {&dy, &dx, &dresidual, &dweight, &dbias, &sums}) memory->expect_guards("an output");
+  for (const Memory* memory : {&dy, &dx, &dresidual, &dweight, &dbias, &sums}) {
+    memory->expect_guards("an output");
+  }
   return {call.in_place ? dy.values() : dx.values(), dresidual.values(), dweight.values(), dbias.values(),
           sums.values()};
 }
@@ -432,9 +460,15 @@ BackwardResult expected_backward(const BackwardCall& call) {
           ? kernels::test::gradients(call.shape, call.dy, x, call.y, coefficients)
           : kernels::test::gradients_through_statistics(call.shape, call.dy, x, call.y, {call.saved, call.weight});
   BackwardResult result;
-  if (call.with_dx) result.dx = gradients.dx;
-  if (call.with_dresidual) result.dresidual = gradients.dresidual;
-  if (call.with_dbias) result.dbias = gradients.sum_g;
+  if (call.with_dx) {
+    result.dx = gradients.dx;
+  }
+  if (call.with_dresidual) {
+    result.dresidual = gradients.dresidual;
+  }
+  if (call.with_dbias) {
+    result.dbias = gradients.sum_g;
+  }
   for (size_t c = 0; c < channels && !call.x.empty(); ++c) {
     result.dweight.push_back(gradients.sum_gx[c] * call.saved[2 * channels + c]);
   }

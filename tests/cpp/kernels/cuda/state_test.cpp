@@ -80,7 +80,9 @@ TEST_P(CudaStateTest, CumulativeAverage) {
     auto state = LayerState::used(type(), shape.channels);
     state.momentum = -1;
     state.cur_iter = 0;
-    for (const bool cosine : {false, true}) check_forwards(shape, state, {1e-5, 6, 2, cosine, Variance::Unbiased});
+    for (const bool cosine : {false, true}) {
+      check_forwards(shape, state, {1e-5, 6, 2, cosine, Variance::Unbiased});
+    }
   }
 }
 

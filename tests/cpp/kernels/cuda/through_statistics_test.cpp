@@ -76,7 +76,9 @@ class CudaThroughStatisticsTest : public EveryWay {
     forward.options.variance = Variance::Biased;
     forward.ranks = 1;
     forward.gathered = mean;
-    for (const double value : variance) forward.gathered.push_back(2 * value);
+    for (const double value : variance) {
+      forward.gathered.push_back(2 * value);
+    }
     forward.gathered.push_back(2);
     LayerState none;
     const auto result = run_forward(forward, none, device());
@@ -145,27 +147,41 @@ TEST_P(CudaThroughStatisticsTest, EveryCombinationInEveryLayout) {
 TEST_P(CudaThroughStatisticsTest, EverySize) {
   unsigned flags = 0;
   for (const Shape& shape : sizes()) {
-    if (shape.values() > 20'000) continue;
+    if (shape.values() > 20'000) {
+      continue;
+    }
     auto call = call_of(shape, -0.2);
     ++flags;
-    if (flags % 3 == 0) call.y.clear();
-    if (flags % 3 == 1) take_forward(call);
+    if (flags % 3 == 0) {
+      call.y.clear();
+    }
+    if (flags % 3 == 1) {
+      take_forward(call);
+    }
     call.mask_from_x = flags % 3 == 1;
     call.gradient = kWays[flags % 2];
     call.with_dresidual = flags % 4 == 0;
     call.in_place = flags % 5 < 2;
     call.offset = flags % 7 == 6 ? 1 : 0;
-    if (flags % 8 == 5) call.weight.clear();
-    if (flags % 8 == 5 && call.mask_from_x) take_forward(call);
+    if (flags % 8 == 5) {
+      call.weight.clear();
+    }
+    if (flags % 8 == 5 && call.mask_from_x) {
+      take_forward(call);
+    }
     check(call);
   }
 }
 
 /// What a batch normalised by itself gives, x far from zero: from the derivative itself, not from what is saved.
 TEST_P(CudaThroughStatisticsTest, BatchFarFromZero) {
-  if (size_of(type()) == 2) GTEST_SKIP() << "a 16-bit type has no unit scale around 1e4";
+  if (size_of(type()) == 2) {
+    GTEST_SKIP() << "a 16-bit type has no unit scale around 1e4";
+  }
   for (const Shape& shape : layouts()) {
-    if (shape.values_per_channel() < 64) continue;
+    if (shape.values_per_channel() < 64) {
+      continue;
+    }
     const auto n = static_cast<double>(shape.values_per_channel());
     const auto channels = static_cast<size_t>(shape.channels);
     auto call = call_of(shape, 1e4);
@@ -197,7 +213,9 @@ TEST_P(CudaThroughStatisticsTest, BatchFarFromZero) {
 TEST_P(CudaThroughStatisticsTest, ExactSums) {
   unsigned turn = 0;
   for (const Shape& shape : shapes_for_exact_sums()) {
-    if (shape.values() > 100'000) continue;
+    if (shape.values() > 100'000) {
+      continue;
+    }
     auto call = call_of(shape, 0);
     const auto channels = static_cast<size_t>(shape.channels);
     for (size_t row = 0; row < 6; ++row) {
@@ -249,7 +267,9 @@ TEST_P(CudaThroughStatisticsTest, SameBitsInEveryOrder) {
 
 TEST_P(CudaThroughStatisticsTest, NaNStaysInItsChannel) {
   for (const Shape& shape : layouts()) {
-    if (shape.channels == 1) continue;
+    if (shape.channels == 1) {
+      continue;
+    }
     for (const double bad : {kNaN, kInfinity}) {
       auto call = call_of(shape, 0);
       call.y.clear();
@@ -269,7 +289,9 @@ TEST_P(CudaThroughStatisticsTest, MaskStopsInfinityAndNaN) {
   for (const Shape& shape : layouts()) {
     auto call = call_of(shape, 0);
     for (size_t i = 0; i < call.dy.size(); ++i) {
-      if (!(call.y[i] > 0)) call.dy[i] = i % 2 ? kInfinity : kNaN;
+      if (!(call.y[i] > 0)) {
+        call.dy[i] = i % 2 ? kInfinity : kNaN;
+      }
     }
     check(call);
   }
@@ -277,10 +299,14 @@ TEST_P(CudaThroughStatisticsTest, MaskStopsInfinityAndNaN) {
 
 /// Gradients of 1e30 overflow nowhere on the way.
 TEST_P(CudaThroughStatisticsTest, HugeGradients) {
-  if (type() == Type::kHalf) GTEST_SKIP() << "holds no such values";
+  if (type() == Type::kHalf) {
+    GTEST_SKIP() << "holds no such values";
+  }
   for (const Shape& shape : layouts()) {
     auto call = call_of(shape, 0);
-    for (double& dy : call.dy) dy *= 1e30;
+    for (double& dy : call.dy) {
+      dy *= 1e30;
+    }
     call.dy = rounded(type(), call.dy);
     SCOPED_TRACE(describe(call));
     const auto expected = expected_backward(call);
@@ -319,7 +345,9 @@ TEST_P(CudaThroughStatisticsTest, Launches) {
     call.gradient = Gradient::kThroughStatisticsInHalves;
     run_backward(call, device());
     EXPECT_EQ(launches(), 3);
-    if (!tiling || tiling->slices == 1) continue;
+    if (!tiling || tiling->slices == 1) {
+      continue;
+    }
     call.gradient = Gradient::kThroughStatistics;
     emulator::refuse_clusters(true);
     EXPECT_TRUE(near(type(), run_backward(call, device()).dx, usual.dx, unit_tolerance(type())));
@@ -377,7 +405,9 @@ TEST_P(CudaMaskFromXTest, OutputsNearZero) {
       call.x[i] = call.saved[c] + 1 + 1e-7 * call.x[i];
     }
     // x = center + 1 leads to about 0.
-    for (size_t c = 0; c < channels; ++c) call.bias[c] = -call.weight[c] * call.saved[2 * channels + c];
+    for (size_t c = 0; c < channels; ++c) {
+      call.bias[c] = -call.weight[c] * call.saved[2 * channels + c];
+    }
     call.bias = rounded(kept(), call.bias);
     call.x = rounded(type(), call.x);
     take_forward(call);
@@ -392,12 +422,18 @@ TEST_P(CudaMaskFromXTest, SpecialValues) {
   for (const Shape& shape : layouts()) {
     auto call = call_of(shape, 0);
     const auto channels = static_cast<size_t>(shape.channels);
-    for (size_t i = 0; i < call.x.size(); ++i) call.x[i] = values[i % std::size(values)];
+    for (size_t i = 0; i < call.x.size(); ++i) {
+      call.x[i] = values[i % std::size(values)];
+    }
     call.x = rounded(type(), call.x);
     std::vector<double> mean;
     for (size_t c = 0; c < channels; ++c) {
-      if (c % 3 == 0) call.weight[c] = 0;
-      if (c % 4 == 0) call.bias[c] = 0;
+      if (c % 3 == 0) {
+        call.weight[c] = 0;
+      }
+      if (c % 4 == 0) {
+        call.bias[c] = 0;
+      }
       mean.push_back(c % 7 == 6 ? kNaN : c % 5 != 0 ? 0.25 : c % 2 ? largest : -largest);
     }
     take_forward(call, mean, std::vector<double>(channels, 1.5));
@@ -407,11 +443,15 @@ TEST_P(CudaMaskFromXTest, SpecialValues) {
 
 /// Every value that y can have in a 16-bit type, and those halfway to 0.
 TEST_P(CudaMaskFromXTest, EveryValueOfSixteenBits) {
-  if (size_of(type()) != 2) GTEST_SKIP() << "not a 16-bit type";
+  if (size_of(type()) != 2) {
+    GTEST_SKIP() << "not a 16-bit type";
+  }
   const Shape shape = {1024, 64, 1};
   Buffer every(type(), shape.values());
   auto* bits = static_cast<uint16_t*>(every.data());
-  for (int value = 0; value < 65'536; ++value) bits[value] = static_cast<uint16_t>(value);
+  for (int value = 0; value < 65'536; ++value) {
+    bits[value] = static_cast<uint16_t>(value);
+  }
   for (const double scale : {1.0, 0.5, 0.25, 0.75}) {
     for (const double sign : {1, -1}) {
       auto call = call_of(shape, 0);

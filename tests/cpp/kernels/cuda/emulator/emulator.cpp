@@ -58,7 +58,9 @@ struct Barrier {
   /// Returns the generation that ends when all have come.
   uint64_t arrive(bool value) {
     any = any || value;
-    if (++arrived < expected) return generation;
+    if (++arrived < expected) {
+      return generation;
+    }
     arrived = 0;
     any_of_last = any;
     any = false;
@@ -130,7 +132,9 @@ class Scheduler {
   void wait_for(const Barrier& barrier, uint64_t generation) {
     running_->waits_for = &barrier;
     running_->waits_behind = generation;
-    if (_setjmp(running_->resume_at) == 0) _longjmp(scheduler_, 1);
+    if (_setjmp(running_->resume_at) == 0) {
+      _longjmp(scheduler_, 1);
+    }
   }
 
  private:
@@ -144,7 +148,9 @@ class Scheduler {
       prepare(blocks[i], config, indices[i]);
       blocks[i].cluster = &cluster;
     }
-    while (fibers_.size() < blocks.size() * threads) fibers_.push_back(std::make_unique<Fiber>());
+    while (fibers_.size() < blocks.size() * threads) {
+      fibers_.push_back(std::make_unique<Fiber>());
+    }
     for (size_t i = 0; i < blocks.size() * threads; ++i) {
       Fiber& fiber = *fibers_[i];
       fiber.done = false;
@@ -154,7 +160,9 @@ class Scheduler {
     }
     take_turns(blocks.size(), threads, 3 * indices[0] + 2);
     for (Block& block : blocks) {
-      if (!block.guard_is_intact()) complain("written beyond shared memory");
+      if (!block.guard_is_intact()) {
+        complain("written beyond shared memory");
+      }
     }
   }
 
@@ -176,9 +184,13 @@ class Scheduler {
     for (size_t left = blocks * threads; left > 0;) {
       size_t moves = 0;
       for (const size_t block : block_order) {
-        while (const size_t more = run_each(block * threads, thread_order, left)) moves += more;
+        while (const size_t more = run_each(block * threads, thread_order, left)) {
+          moves += more;
+        }
       }
-      if (moves > 0) continue;
+      if (moves > 0) {
+        continue;
+      }
       complain(std::to_string(left) + " threads wait at a barrier that others left out");
       fibers_.clear();
       return;
@@ -190,10 +202,14 @@ class Scheduler {
     size_t moves = 0;
     for (const size_t thread : order) {
       Fiber& fiber = *fibers_[first + thread];
-      if (!fiber.is_ready()) continue;
+      if (!fiber.is_ready()) {
+        continue;
+      }
       resume(fiber);
       ++moves;
-      if (fiber.done) --left;
+      if (fiber.done) {
+        --left;
+      }
     }
     return moves;
   }
@@ -203,8 +219,12 @@ class Scheduler {
     fiber.waits_for = nullptr;
     threadIdx = dim3(fiber.thread, 0, 0);
     blockIdx = fiber.block->index;
-    if (_setjmp(scheduler_) != 0) return;
-    if (fiber.has_stack_frame) _longjmp(fiber.resume_at, 1);
+    if (_setjmp(scheduler_) != 0) {
+      return;
+    }
+    if (fiber.has_stack_frame) {
+      _longjmp(fiber.resume_at, 1);
+    }
     fiber.has_stack_frame = true;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -233,7 +253,9 @@ void Scheduler::enter() {
     (*scheduler.body_)();
     fiber.done = true;
     --fiber.block->threads_left;
-    if (_setjmp(fiber.resume_at) == 0) _longjmp(scheduler.scheduler_, 1);
+    if (_setjmp(fiber.resume_at) == 0) {
+      _longjmp(scheduler.scheduler_, 1);
+    }
   }
 }
 
@@ -259,10 +281,15 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
       config.gridDim.y % in_cluster != 0) {
     return cudaErrorInvalidConfiguration;
   }
-  if (next_error != cudaSuccess) return last_error = std::exchange(next_error, cudaSuccess);
-  if (clusters_refused && in_cluster > 1) return last_error = cudaErrorInvalidConfiguration;
-  if (config.dynamicSmemBytes > std::max(kUnasked, most_shared_bytes[{clusters_refused, kernel}]))
+  if (next_error != cudaSuccess) {
+    return last_error = std::exchange(next_error, cudaSuccess);
+  }
+  if (clusters_refused && in_cluster > 1) {
+    return last_error = cudaErrorInvalidConfiguration;
+  }
+  if (config.dynamicSmemBytes > std::max(kUnasked, most_shared_bytes[{clusters_refused, kernel}])) {
     return cudaErrorInvalidValue;
+  }
   ++launch_count;
   scheduler.run(config, thread);
   return cudaSuccess;
@@ -293,7 +320,9 @@ void __cluster_barrier_wait() {
 void* __cluster_map_shared_rank(const void* address, unsigned rank) {
   auto& block = *scheduler.running().block;
   auto& other = block.cluster->blocks[rank];
-  if (other.threads_left == 0) momentum_bn::emulator::complain("reads of a block that has ended");
+  if (other.threads_left == 0) {
+    momentum_bn::emulator::complain("reads of a block that has ended");
+  }
   return other.memory() + (static_cast<const unsigned char*>(address) - block.memory());
 }
 
