@@ -5,7 +5,7 @@
 #   TORCH     the torch to install with pip instead, as torch==2.14.1; for a .venv that does not exist yet
 #   SKIP_APT  1: leave Debian's packages alone
 #   JOBS      how many tests run at a time (the number of processors, at most 8)
-#   ARGS      for `make bench`, `make bench-gpu`, `make mutants` and `make study`: their options; --help lists them
+#   ARGS      for `make bench`, `make bench-gpu`, `make lock`, `make mutants` and `make study`: their options; --help lists them
 #   FUZZ_SECONDS  for `make fuzz`: how long each reader is tried (60)
 #   RUN       for `make report`: the folder of a run of the trainer
 #   GPU_ARCHITECTURES  for `make gpu` and its like: compute capabilities to compile for (native: this machine's)
@@ -31,6 +31,9 @@ FUZZ_SECONDS ?= 60
 
 VENV_BIN := .venv/bin
 PIP_INSTALL := $(VENV_BIN)/python -m pip install -qq
+# Files of requirements/ have the version and the hashes of every package, also of those that others need.
+LOCKED := --require-hashes --no-deps
+UV := uv==0.13.9
 LIBRARY := build/lib/libmomentum_bn.so
 TRAINER := build/bin/m2teacher
 TRAINER_LIBRARY := build/lib/libm2teacher.so
@@ -66,7 +69,7 @@ GPU_ARCHITECTURES ?= native
 GPU_CHECK = PYTHON="$(PYTHON)" GPU_ARCHITECTURES='$(GPU_ARCHITECTURES)' BENCH_ARGS='$(or $(ARGS),--quick)' scripts/gpu_check.sh
 
 .PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize fuzz mutants bench gpu bench-gpu \
-  sanitize-gpu lint lint-quick wheel clean build-tests quick-tests system-packages same-torch FORCE
+  sanitize-gpu lint lint-quick wheel lock clean build-tests quick-tests system-packages same-torch FORCE
 
 help: ## list these commands, with how long each takes on two processors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -151,8 +154,20 @@ lint-quick: .venv/.lint ## the same without clang-tidy, and without a build (15 
 
 wheel: system-packages ## one wheel for torch 2.11 to 2.14, CPU and GPU, in dist/ (some 40 minutes, then 3 by ccache; 6 GB)
 	@"$(PYTHON)" -m venv build-wheel/venv
-	@build-wheel/venv/bin/python -m pip install -qq $$(sed -n 's/^wheel = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@build-wheel/venv/bin/python -m pip install -qq $(LOCKED) -r requirements/wheel.txt
 	@build-wheel/venv/bin/python scripts/build_wheel.py build-wheel dist
+
+lock: .venv/.torch ## after a change of pyproject.toml: write requirements/ anew (ARGS=--upgrade: with newest versions; 1 minute)
+	@$(PIP_INSTALL) $(UV)
+	@lock() { \
+	  $(VENV_BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes $(ARGS) pyproject.toml \
+	    --excludes requirements/excluded.txt --custom-compile-command 'make lock' --output-file requirements/$$1.txt "$${@:2}"; \
+	}; \
+	beside_tests=(--constraints requirements/test.txt); \
+	lock test --extra bench --extra demo --extra test --group setup; \
+	lock lint --extra lint "$${beside_tests[@]}"; \
+	lock wheel --extra wheel "$${beside_tests[@]}"; \
+	lock lightly --group lightly --excludes requirements/test.txt
 
 clean: ## remove .venv, build folders and caches (keeps runs/)
 	@rm -rf .venv build build-debug build-asan build-tsan build-fuzz build-gpu build-wheel dist .mypy_cache .pytest_cache .ruff_cache
@@ -168,7 +183,6 @@ same-torch:
 
 .venv/.torch: scripts/create_venv.py | system-packages same-torch
 	@"$(PYTHON)" scripts/create_venv.py .venv $(if $(TORCH),'$(TORCH)')
-	@$(PIP_INSTALL) 'scikit-build-core>=1.0'
 	@echo '$(or $(TORCH),the default torch)' >$@
 
 build-tests: setup
@@ -192,19 +206,22 @@ $(LIBRARY) $(TRAINER) $(TRAINER_LIBRARY) &: build/build.ninja FORCE
 	@$(BUILD) --target momentum_bn m2teacher m2teacher_python $(BUILD_QUIETLY)
 
 # The package takes the libraries that build/ holds: nothing is compiled twice.
-.venv/.package: $(LIBRARY) $(TRAINER_LIBRARY) $(PACKAGE_FILES)
+.venv/.package: .venv/.requirements $(LIBRARY) $(TRAINER_LIBRARY) $(PACKAGE_FILES)
 	@echo "-- installing the Python package into .venv"
-	@MOMENTUM_BN_TRAINER=1 $(PIP_INSTALL) --no-build-isolation -C build-dir=build \
-	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -e '.[bench,demo,test]'
-	@# Without torchvision, which pip would take for another torch: the models need nothing of it. Where a torch of the
-	@# index is named, its torchvision is there, and the examples that need one are tested, too.
-	@$(PIP_INSTALL) --no-deps timm==1.0.31
-	@$(if $(TORCH),$(PIP_INSTALL) '$(TORCH)' torchvision lightly)
+	@MOMENTUM_BN_TRAINER=1 $(PIP_INSTALL) --no-build-isolation --no-deps -C build-dir=build \
+	  -C cmake.define.MOMENTUM_BN_BUILD_TESTS=ON -e .
 	@touch $@
 
-.venv/.lint: pyproject.toml .venv/.torch
+# Where a torch of the index is named, its torchvision is there, and the examples that need one are tested, too.
+.venv/.requirements: requirements/test.txt requirements/lightly.txt .venv/.torch
+	@echo "-- installing what tests and benchmarks need into .venv"
+	@$(PIP_INSTALL) $(LOCKED) -r requirements/test.txt $(if $(TORCH),-r requirements/lightly.txt)
+	@$(if $(TORCH),$(PIP_INSTALL) '$(TORCH)' torchvision)
+	@touch $@
+
+.venv/.lint: requirements/lint.txt .venv/.torch
 	@echo "-- installing linters into .venv"
-	@$(PIP_INSTALL) $$(sed -n 's/^lint = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@$(PIP_INSTALL) $(LOCKED) -r requirements/lint.txt
 	@touch $@
 
 FORCE:

@@ -7,7 +7,7 @@ oldest glibc that has all symbols.
 
 The same commit gives the same bytes, with the same compiler and toolkit: neither the time nor the names of folders get
 in. ccache has a part in that: it names files by their place below the folder of the build. Runs in an environment with
-the packages of the extra `wheel` (pyproject.toml).
+the packages of requirements/wheel.txt.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+import tarfile
 import venv
 from pathlib import Path
 
@@ -55,3 +56,14 @@ def install_prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("prefix")
     run("cmake", "--install", SOURCE / "build", "--prefix", prefix, "--component", "library")
     return prefix
+
+
+@pytest.fixture(scope="session")
+def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the source distribution of this tree unpacks to."""
+    folder = tmp_path_factory.mktemp("sdist")
+    code = "import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))"
+    name = run(sys.executable, "-c", code, folder, cwd=SOURCE).splitlines()[-1]
+    with tarfile.open(folder / name) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / name.removesuffix(".tar.gz")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tarfile
 import venv
 from pathlib import Path
 
@@ -54,16 +53,6 @@ def test_install_tree_with_a_cuda_torch(install_prefix: Path, cuda_torch: Path, 
     )
     assert str(cuda_torch / "lib") in run("readelf", "--dynamic", program)
     assert cuda_kernels_line() in run(program)
-
-
-@pytest.fixture(scope="module")
-def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdist")
-    code = "import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))"
-    name = run(sys.executable, "-c", code, folder, cwd=SOURCE).splitlines()[-1]
-    with tarfile.open(folder / name) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / name.removesuffix(".tar.gz")
 
 
 @pytest.mark.sweep("the library built in other ways")
