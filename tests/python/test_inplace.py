@@ -222,6 +222,14 @@ def test_residual_that_overlaps_the_input(views, training):
             assert same_bits(y, expected)
 
 
-def test_empty_input_in_place():
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
+def test_empty_input_in_place(shape, training):
+    m = layer(training, ("weight",))
     with torch.no_grad():
-        assert layer()(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+        assert takes_memory(m, torch.empty(shape))
+    leaf = torch.empty(shape, requires_grad=True)
+    y = m(leaf * 1)
+    y.sum().backward()
+    assert y.shape == leaf.grad.shape == shape
+    assert torch.equal(m.bias.grad, torch.zeros(3))

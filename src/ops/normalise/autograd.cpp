@@ -260,6 +260,9 @@ struct EvalInplaceNode : Function<EvalInplaceNode> {
     inputs.next_needs_gradient();  // weight: takes none where x is overwritten
     const bool bias = inputs.next_needs_gradient();
     const auto g = tensors[0].defined() ? at::threshold_backward(dy[0], tensors[0], 0) : dy[0];
+    if (g.sym_numel() == 0) {  // torch's BatchNorm asks this before: the operator divides by the number of values
+      return {g, residual ? g : at::Tensor(), {}, bias ? at::zeros_like(tensors[2]) : at::Tensor(), {}};
+    }
     // The input is read for the weight's gradient alone; g stands in for it.
     auto [dx, _, dbias] = at::native_batch_norm_backward(g, g, tensors[1], tensors[2], tensors[3], {}, {},
                                                          /*train=*/false, ctx->saved_data["eps"].toDouble(),
