@@ -5,8 +5,9 @@
 #   TORCH     the torch to install with pip instead, as torch==2.14.1; for a .venv that does not exist yet
 #   SKIP_APT  1: leave Debian's packages alone
 #   JOBS      how many tests run at a time (the number of processors, at most 8)
-#   ARGS      for `make bench`, `make bench-gpu`, `make lock`, `make mutants` and `make study`: their options; --help lists them
+#   ARGS      for `make bench`, `make bench-gpu`, `make lock`, `make mutants`, `make soak` and `make study`: their options; --help lists them
 #   FUZZ_SECONDS  for `make fuzz`: how long each reader is tried (60)
+#   SOAK_MINUTES  for `make soak`: how long each of its two parts takes (60)
 #   RUN       for `make report`: the folder of a run of the trainer
 #   GPU_ARCHITECTURES  for `make gpu` and its like: compute capabilities to compile for (native: this machine's)
 
@@ -28,6 +29,7 @@ FUZZ_PACKAGES := clang-16 libclang-rt-16-dev
 FUZZ_CXX := clang++-16
 FUZZ_READERS := idx cifar10 jpeg png safetensors toml
 FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 60
 
 VENV_BIN := .venv/bin
 PIP_INSTALL := $(VENV_BIN)/python -m pip install -qq
@@ -68,7 +70,7 @@ MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
 GPU_ARCHITECTURES ?= native
 GPU_CHECK = PYTHON="$(PYTHON)" GPU_ARCHITECTURES='$(GPU_ARCHITECTURES)' BENCH_ARGS='$(or $(ARGS),--quick)' scripts/gpu_check.sh
 
-.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize fuzz mutants bench gpu bench-gpu \
+.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize fuzz mutants soak bench gpu bench-gpu \
   sanitize-gpu lint lint-quick wheel lock clean build-tests quick-tests system-packages same-torch FORCE
 
 help: ## list these commands, with how long each takes on two processors
@@ -128,6 +130,9 @@ fuzz: setup ## give each reader of the trainer files that a fuzzer makes up, und
 
 mutants: build-tests ## plant 40 faults one at a time and see that the tests named for them fail (1 hour)
 	@$(VENV_BIN)/python -m tests.mutants $(ARGS)
+
+soak: setup ## kill and stop the trainer, call layers from several threads, for long (2 hours; SOAK_MINUTES=20: 40 minutes)
+	@OMP_WAIT_POLICY=passive $(VENV_BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) $(ARGS)
 
 bench: setup ## time the layer beside its peers, into runs/benchmarks (some 12 minutes; ARGS=--quick: 2)
 	@$(VENV_BIN)/python -m benchmarks $(ARGS)
