@@ -63,11 +63,11 @@ def convert_momentum_batchnorm(module: Network, total_iters: int, **options: Unp
         module: the network, or a single BatchNorm.
         total_iters: updates after which the batch has no weight left. There is no default: with a forgotten one the
             statistics would freeze early.
-        **options: ``momentum``, ``views_per_update``, ``schedule``, ``variance``, ``activation``, ``inplace`` and
-            ``process_group`` of :class:`momentum_bn.MomentumBatchNorm`, with its defaults. ``activation`` applies to
-            every layer: the network must not apply it again. ``inplace`` is the caller's promise that the network
-            reads no layer's input again. The group of a ``SyncBatchNorm`` is not taken over: without a
-            ``process_group`` its layer does not synchronise any more.
+        **options: ``momentum``, ``views_per_update``, ``schedule``, ``variance``, ``activation``, ``inplace``,
+            ``process_group`` and ``detach_statistics`` of :class:`momentum_bn.MomentumBatchNorm`, with its defaults.
+            ``activation`` applies to every layer: the network must not apply it again. ``inplace`` is the caller's
+            promise that the network reads no layer's input again. The group of a ``SyncBatchNorm`` is not taken over:
+            without a ``process_group`` its layer does not synchronise any more.
 
     Returns:
         ``module``.
@@ -164,8 +164,7 @@ def revert_momentum_batchnorm(module: Network) -> Network:
     :func:`convert_momentum_batchnorm`; the schedule and remembered views are dropped. A converted layer gets its class
     and momentum back, a ``SyncBatchNorm`` its process group, too; any other becomes torch's layer of its rank (of any
     rank: ``SyncBatchNorm`` over the layer's ``process_group``): a Momentum BatchNorm with torch's momentum of 0.1, a
-    BatchNorm with its own. Only ``SyncBatchNorm``
-    synchronises.
+    BatchNorm with its own. Only ``SyncBatchNorm`` synchronises.
 
     Args:
         module: the network, or a single layer.

@@ -62,11 +62,11 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
             no options.
         fuse: whether the layers do the ReLUs and additions that follow them in their own pass, and take memory that
             nobody reads again (:func:`momentum_bn.fuse`): in the whole network, or where its forward cannot be traced
-            in the largest modules inside that can be. No result depends on it.
+            in the largest modules inside that can be. No result depends on it, but for a rounding in 16 bits.
         **options: ``momentum`` (the layers', of the batch), ``views_per_update``, ``schedule``, ``variance``,
-            ``inplace`` and ``process_group`` of :class:`momentum_bn.MomentumBatchNorm`, for every layer. Layers that
-            are Momentum BatchNorm already keep what is not given. ``inplace`` promises that the network reads no
-            layer's input again.
+            ``inplace``, ``process_group`` and ``detach_statistics`` of :class:`momentum_bn.MomentumBatchNorm`, for
+            every layer. Layers that are Momentum BatchNorm already keep what is not given. ``inplace`` promises that
+            the network reads no layer's input again.
 
     Attributes:
         module: the teacher network. Its parameters take no gradient.

@@ -6,7 +6,7 @@
 
 namespace momentum_bn::ops {
 
-/// The teacher's parameters follow the student's: see schema.cpp.
+/// The teacher's parameters follow the student's: see update.cpp.
 struct TeacherUpdate {
   static constexpr const char* kName = "momentum_bn::_teacher_update_";
   using Result = void;
