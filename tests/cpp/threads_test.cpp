@@ -29,8 +29,12 @@ constexpr size_t kThreads = 4;
 /// Calls work(0) to work(kThreads - 1), each in a thread of its own.
 void at_once(const std::function<void(size_t)>& work) {
   std::vector<std::thread> threads;
-  for (size_t i = 0; i < kThreads; ++i) threads.emplace_back(work, i);
-  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < kThreads; ++i) {
+    threads.emplace_back(work, i);
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
 }
 
 /// Values that depend on the seed alone; torch's own generator is one for all threads.
@@ -58,14 +62,18 @@ std::vector<at::Tensor> run(Layer layer, size_t seed) {
 
 void expect_same_bits(const std::vector<at::Tensor>& actual, const std::vector<at::Tensor>& expected) {
   ASSERT_EQ(actual.size(), expected.size());
-  for (size_t i = 0; i < actual.size(); ++i) EXPECT_TRUE(same_bits(actual[i], expected[i])) << i;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    EXPECT_TRUE(same_bits(actual[i], expected[i])) << i;
+  }
 }
 
 template <typename Layer, typename Options>
 void check_layers_of_their_own(const Options& options) {
   std::vector<Layer> together;
   std::vector<std::vector<at::Tensor>> results(kThreads);
-  for (size_t i = 0; i < kThreads; ++i) together.push_back(randomise_parameters(Layer(options)));
+  for (size_t i = 0; i < kThreads; ++i) {
+    together.push_back(randomise_parameters(Layer(options)));
+  }
   at_once([&](size_t i) { results[i] = run(together[i], i); });
   for (size_t i = 0; i < kThreads; ++i) {
     Layer alone = randomise_parameters(Layer(options));
@@ -86,7 +94,9 @@ TEST(Threads, OneLayerIsEvaluatedBySeveral) {
   const auto before = snapshot(layer);
   std::vector<std::vector<at::Tensor>> results(kThreads);
   at_once([&](size_t i) { results[i] = run(layer, i); });
-  for (size_t i = 0; i < kThreads; ++i) expect_same_bits(results[i], run(layer, i));
+  for (size_t i = 0; i < kThreads; ++i) {
+    expect_same_bits(results[i], run(layer, i));
+  }
   expect_same(snapshot(layer), before);
 }
 
@@ -116,7 +126,9 @@ TEST(Threads, KeptMemoryHasOneOwnerAtATime) {
       for (int64_t round = 0; busy > 0; ++round) {
         set_kept_memory_limit(round % 4 * kBytes);
         EXPECT_LE(kept_memory(), 3 * kBytes);
-        if (round % 5 == 0) release_kept_memory();
+        if (round % 5 == 0) {
+          release_kept_memory();
+        }
         std::this_thread::yield();
       }
       return;
