@@ -85,6 +85,12 @@ def kernels_test() -> Path:
 
 
 @pytest.fixture(scope="session")
+def momentum_bn_test() -> Path:
+    """The C++ tests of the library."""
+    return built_program("momentum_bn_test")
+
+
+@pytest.fixture(scope="session")
 def process_group_peer() -> Path:
     """Operators in C++ for the tests of process groups."""
     return built_library("process_group_peer")

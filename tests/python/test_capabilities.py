@@ -93,6 +93,22 @@ def test_against_the_oracle(capability, cases, results):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
+def test_random_layers_equal_the_formulas(capability, momentum_bn_test):
+    """tests/cpp/differential_test.cpp, which ctest runs with the instruction set in use alone."""
+    if not native(capability):
+        pytest.skip(f"this processor does not have {capability}")
+    done = subprocess.run(
+        [momentum_bn_test, "--gtest_filter=Differential.*"],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"ATEN_CPU_CAPABILITY={capability} " in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_same_bits_on_any_number_of_threads(capability, results):
     _, outputs = results_of(capability, results)
     for threads in THREADS[1:]:

@@ -1,7 +1,7 @@
-"""Random layers on random inputs against the oracle.
+"""Random layers on random inputs against the oracle: Python's layers, on any device.
 
-MOMENTUM_BN_TEST_SEED gives the seed (printed, so that a failure can be repeated), MOMENTUM_BN_TEST_ITERATIONS the
-number of layers to try.
+tests/cpp/differential_test.cpp has many more in the same time, on the CPU. MOMENTUM_BN_TEST_SEED gives the seed
+(printed, so that a failure can be repeated), MOMENTUM_BN_TEST_ITERATIONS the number of layers to try; of both tests.
 """
 
 from __future__ import annotations
