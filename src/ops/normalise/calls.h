@@ -7,8 +7,9 @@
 #include <optional>
 #include <tuple>
 
-// The operators that normalise, as structs of their arguments: see ops/shared/operator.h. Their schemas, and the
-// meaning of `state` and `saved`, are in schemas.cpp.
+// These are the operators of the layers, each as the struct of its arguments: ops/shared/operator.h tells how such a
+// struct is called and implemented. schemas.cpp has their schemas, and says what `state` and `saved` are. A comment
+// above a struct tells what its operator returns, in order, where the name does not.
 
 namespace momentum_bn::ops {
 
@@ -29,7 +30,7 @@ struct GroupStatistics {
   auto fields() const { return std::tie(x, process_group); }
 };
 
-/// What training forwards into fresh memory and in place have in common.
+/// The arguments that a training forward has both into fresh memory and in place.
 /// @tparam X  const at::Tensor&, or at::Tensor& where x is overwritten
 template <typename X>
 struct TrainArguments {
@@ -54,7 +55,7 @@ struct ForwardTrain : TrainArguments<const at::Tensor&> {
   using Result = std::tuple<at::Tensor, at::Tensor>;
 };
 
-/// saved; y is in x.
+/// saved; x then holds y.
 struct ForwardTrainInplace : TrainArguments<at::Tensor&> {
   static constexpr const char* kName = "momentum_bn::_forward_train_";
   using Result = at::Tensor;
@@ -91,10 +92,11 @@ struct ForwardFunctional {
   auto fields() const { return std::tie(x, weight, bias, running_mean, running_var, momentum, eps, variance); }
 };
 
-/// Which of the gradients are asked for.
+/// Which of the gradients dx, dweight, dbias and dresidual are asked for, in this order.
 using OutputMask = std::array<bool, 4>;
 
-/// What backward passes into fresh memory and in place have in common.
+/// The arguments that a backward pass has both into fresh memory and in place.
+/// @tparam Dy  const at::Tensor&, or at::Tensor& where dy is overwritten
 template <typename Dy>
 struct BackwardArguments {
   Dy dy;
@@ -104,7 +106,6 @@ struct BackwardArguments {
   const MaybeTensor& bias;
   const at::Tensor& saved;
   MaybeWord activation;
-  /// Of dx, dweight, dbias and dresidual.
   OutputMask output_mask;
 
   auto fields() const { return std::tie(dy, x, y, weight, bias, saved, activation, output_mask); }
@@ -116,7 +117,7 @@ struct Backward : BackwardArguments<const at::Tensor&> {
   using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 };
 
-/// dweight, dbias, dresidual; dx is in dy.
+/// dweight, dbias, dresidual; dy then holds dx.
 struct BackwardInplace : BackwardArguments<at::Tensor&> {
   static constexpr const char* kName = "momentum_bn::_backward_";
   using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;

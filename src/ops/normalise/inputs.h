@@ -7,20 +7,21 @@
 #include <cstdint>
 #include <optional>
 
-// The tensors that the operators are given, and what is refused of them, in one set of words for the operators, the C++
-// modules and Python: every tensor that a kernel is handed has the dtype, shape, device and layout that it reads. All
-// checks throw before anything was changed: c10::ValueError, c10::TypeError for a dtype, and c10::Error where torch's
-// own BatchNorm raises a RuntimeError.
+// This file has the tensors that the operators are given, and the checks of them: every tensor that a kernel is handed
+// has the dtype, shape, device and layout that the kernel reads. The operators, the C++ modules and Python all call
+// these checks, so that an error has the same words everywhere. A check throws unless what its comment says is so, and
+// before anything was changed: c10::ValueError, c10::TypeError for a dtype, and c10::Error where torch's own BatchNorm
+// raises a RuntimeError.
 
 namespace momentum_bn {
 
-/// The tensors of `state` (see schemas.cpp). Undefined tensors for what the layer does not have.
-/// It is a plain struct, so that autograd does not take them for inputs.
+/// The tensors of `state` (see schemas.cpp), undefined where the layer does not have them. It is a plain struct, so
+/// that autograd does not take them for inputs.
 struct State {
   at::Tensor running_mean;         // (C)
   at::Tensor running_var;          // (C)
   at::Tensor num_batches_tracked;  // (), int64
-  // Of Momentum BatchNorm alone.
+  // Only Momentum BatchNorm has these.
   at::Tensor view_mean_sum;  // (C)
   at::Tensor view_var_sum;   // (C)
   at::Tensor view_count;     // (), int64
@@ -30,17 +31,18 @@ struct State {
   /// @throws c10::ValueError for a number of tensors that is none of those in schemas.cpp
   static State of(at::TensorList tensors);
 
+  /// Whether the layer has running statistics.
   bool tracks() const { return running_mean.defined(); }
-  /// Whether it is Momentum BatchNorm's.
+  /// Whether this is the state of a Momentum BatchNorm.
   bool has_schedule() const { return momentum.defined(); }
 
   /// The same tensors without gradients, for operations that change them.
   State detached() const;
-  /// Shapes, dtypes and devices fit x. Changes nothing.
+  /// Shapes, dtypes and devices fit x.
   void check(const at::Tensor& x) const;
 };
 
-/// What of a training forward does not depend on how x is held.
+/// The inputs of a training forward, whether it writes into fresh memory or over x.
 struct TrainInputs {
   const at::Tensor& x;
   const ops::MaybeTensor& residual;
@@ -53,12 +55,12 @@ TrainInputs inputs_of(const Train& train) {
   return {train.x, train.residual, train.weight, train.bias};
 }
 
-// Of single tensors.
+// Checks of single tensors.
 
-/// x is a dense tensor of at least two dimensions, in float32, float64, bfloat16 or float16: what the kernels read. The
-/// residual, if any, has its shape and dtype.
+/// x is a dense tensor of at least two dimensions, in float32, float64, bfloat16 or float16. The residual, if any, is
+/// one of x's shape and dtype on x's device.
 void check_input(const at::Tensor& x, const ops::MaybeTensor& residual);
-/// `tensor` has the shape and dtype of `like` and is on its device.
+/// `tensor` is dense, has the shape and dtype of `like` and is on its device. Both names are for the message.
 void check_same(const at::Tensor& tensor, const char* name, const at::Tensor& like, const char* like_name);
 /// The second dimension of x is num_features.
 void check_channels(const at::Tensor& x, const c10::SymInt& num_features);
@@ -66,13 +68,13 @@ void check_channels(const at::Tensor& x, const c10::SymInt& num_features);
 void check_parameter(const at::Tensor& x, const at::Tensor& parameter, const char* name);
 /// No two elements of x share memory.
 void check_writable(const at::Tensor& x);
-/// A group that normalises itself, x being this process's batch, has more than one value per channel.
+/// A process group whose values normalise themselves has more than one per channel, or none. x is this process's batch.
 void check_group_statistics(const at::Tensor& x, double values_per_channel);
 
-// Of each operator's inputs as a whole.
+// Checks of all that an operator is given.
 
-/// @param has_others  other processes' values are counted, too: this one may have one per channel, or none
-/// @return false where x is empty and all there is: nothing to compute and nothing to count
+/// @param has_others  whether other processes add their values: this one may then have one per channel, or none
+/// @return false where there are no values: x is empty and there are no other processes
 bool check_forward_train(const TrainInputs& inputs, const State& state, bool has_others);
 
 /// @return false where x is empty
@@ -80,17 +82,19 @@ bool check_forward_functional(const ops::ForwardFunctional& call);
 
 void check_forward_eval(const ops::ForwardEvalInplace& call);
 
-/// x can be normalised, and what is defined of the others fits it.
+/// x is as check_input asks, what is given of the others fits x, and the running statistics are both given or neither.
 void check_parameters(const at::Tensor& x, const ops::MaybeTensor& weight, const ops::MaybeTensor& bias,
                       const ops::MaybeTensor& running_mean, const ops::MaybeTensor& running_var);
 
-/// What a backward pass reads is there and fits dy: a saved-tensor hook may have given back anything.
-/// @param through_statistics  six rows of `saved`, and x, must be there; else three or six rows
+/// What a backward pass reads is there and fits dy. It is not taken for granted: a hook on saved tensors may have given
+/// back anything.
+/// @param through_statistics  whether the statistics take gradients: `saved` then has six rows, else three, and x is
+/// there if dx is asked for
 void check_backward(const at::Tensor& dy, const ops::MaybeTensor& x, const ops::MaybeTensor& y,
                     const ops::MaybeTensor& weight, const ops::MaybeTensor& bias, const at::Tensor& saved, bool relu,
                     const ops::OutputMask& output_mask, bool through_statistics);
 
-/// Whether `saved` is that of a pass whose statistics take gradients.
+/// Whether `saved` comes from a forward pass whose statistics take gradients.
 inline bool is_through_statistics(const at::Tensor& saved) { return saved.sym_size(0) != 3; }
 
 template <typename Backward>
