@@ -14,8 +14,8 @@ namespace momentum_bn::functional {
 ///
 ///     y = (x - [m * b_mean + (1 - m) * running_mean]) / sqrt([m * v + (1 - m) * running_var] + eps) * weight + bias
 ///
-/// where v is b_var adjusted as `variance` says (arXiv 2101.07525). The statistics are
-/// detached: no gradient flows through them. Otherwise `at::batch_norm` with the running statistics.
+/// where v is b_var adjusted as `variance` says (arXiv 2101.07525). The statistics are detached: no gradient flows
+/// through them. In evaluation it is `at::batch_norm` with the running statistics.
 ///
 /// @param x             (N, C) or (N, C, ...), float32, float64, bfloat16 or float16
 /// @param running_mean  (C) or undefined: the batch alone (m = 1)

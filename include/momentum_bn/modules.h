@@ -16,13 +16,14 @@ namespace momentum_bn {
 /// | running_mean        | (C)   | as the layer  | running mean                                                       |
 /// | running_var         | (C)   | as the layer  | running variance                                                   |
 /// | num_batches_tracked | ()    | int64         | training forwards so far                                           |
-/// | view_mean_sum       | (C)   | float32 up    | sum of the batch means of the views since the last update          |
-/// | view_var_sum        | (C)   | float32 up    | sum of their unbiased batch variances                              |
+/// | view_mean_sum       | (C)   | see below     | sum of the batch means of the views since the last update          |
+/// | view_var_sum        | (C)   | see below     | sum of their unbiased batch variances                              |
 /// | view_count          | ()    | int64         | how many views these sums hold                                     |
 /// | cur_iter_state      | ()    | int64         | updates so far                                                     |
 /// | momentum_state      | ()    | float64       | current weight of the batch; -1: cumulative average (no momentum)  |
 ///
-/// The four scalars keep their dtype whatever the layer is cast to; the sums are float32 in a layer of 16 bits.
+/// The four scalars keep their dtype whatever the layer is cast to. The sums have the layer's dtype, but float32 in a
+/// layer of 16 bits.
 class MOMENTUM_BN_API MomentumBatchNormLayer : public NormLayer {
  public:
   using Options = MomentumBatchNormOptions;
@@ -35,12 +36,13 @@ class MOMENTUM_BN_API MomentumBatchNormLayer : public NormLayer {
   void set_momentum(std::optional<double> momentum);
   /// Updates of the running statistics so far. Reads the state, so may wait for a GPU.
   int64_t cur_iter() const;
-  /// Leaves the momentum as it is. @throws c10::ValueError below 0
+  /// Sets cur_iter and leaves the momentum as it is. @throws c10::ValueError below 0
   void set_cur_iter(int64_t cur_iter);
   int64_t total_iters() const { return options.total_iters(); }
   /// @throws c10::ValueError below 1
   void set_total_iters(int64_t total_iters);
-  /// cur_iter += 1 and the momentum that the schedule gives it. A training forward that completes an update calls this.
+  /// Adds 1 to cur_iter and sets the momentum that the schedule has there. A training forward that completes an update
+  /// does this by itself.
   void momentum_cosine_decay();
   /// Makes all of the state new: running statistics, views, cur_iter, and the momentum of the options.
   void reset_running_stats() override;
@@ -67,7 +69,7 @@ class MOMENTUM_BN_API MomentumBatchNormLayer : public NormLayer {
  private:
   void forget_views();
 
-  // Where the layer does not track: plain values, as there are no buffers.
+  // A layer that does not track running statistics has these plain values, as it has no buffers.
   std::optional<double> untracked_momentum_;
   int64_t untracked_cur_iter_ = 0;
 };

@@ -47,7 +47,7 @@ class MOMENTUM_BN_API NormLayer {
   virtual std::vector<std::string> own_buffers() const { return {}; }
   virtual void register_own_state(torch::nn::Module& /*module*/) {}
   virtual std::vector<KeptBuffer> kept_buffers();
-  /// After an archive was read. @param plain  it was a plain BatchNorm's, without own_buffers()
+  /// Called after an archive was read. @param plain  whether it was a plain BatchNorm's, without own_buffers()
   virtual void after_load(bool /*plain*/) {}
 
   /// @throws c10::ValueError on a value out of range, or a group that this process does not belong to
@@ -57,7 +57,7 @@ class MOMENTUM_BN_API NormLayer {
   at::Tensor forward_checked(const at::Tensor& x, const at::Tensor& residual, size_t dimensions, bool training);
   /// Runs `cast`, which may cast every buffer, and gives the kept ones their values and dtypes back.
   void keep_precision_while(std::optional<c10::Device> target, const std::function<void()>& cast);
-  /// The options that follow all others, where they are not the defaults.
+  /// Prints activation, inplace and process_group where they are not the defaults.
   void print_extensions(std::ostream& stream) const;
 };
 

@@ -24,11 +24,11 @@ class MOMENTUM_BN_API MomentumTeacherBase : public torch::nn::Module {
   /// Weight of the teacher's own, old parameters in the next update. (A layer's `momentum()` is the weight of the new
   /// batch.)
   double param_momentum() const;
-  /// Weight that the schedule of the parameters starts with. @throws c10::ValueError outside [0, 1]
+  /// Sets the weight that the schedule of the parameters starts with. @throws c10::ValueError outside [0, 1]
   void set_param_momentum(double start);
-  /// Updates of the schedules.
+  /// The number of updates over which both schedules run.
   int64_t total_iters() const { return total_iters_; }
-  /// Of the parameters' schedule and every layer's. @throws c10::ValueError below 1
+  /// Sets it for the parameters' schedule and for that of every layer. @throws c10::ValueError below 1
   void set_total_iters(int64_t total_iters);
   /// Starts both schedules anew: update 0, and `cur_iter` and `momentum` of every layer as in a new one. Parameters and
   /// running statistics stay; the views of an unfinished update are forgotten.
@@ -40,8 +40,8 @@ class MOMENTUM_BN_API MomentumTeacherBase : public torch::nn::Module {
   void to(torch::Device device, bool non_blocking = false) override;
 
  protected:
-  /// Teacher parameters become copies of the student's and take no gradient; the teacher goes into training mode, and
-  /// all inside gets `total_iters`.
+  /// Teacher parameters become copies of the student's and take no gradient. The teacher goes into training mode, and
+  /// every layer inside gets `total_iters`.
   /// @throws c10::ValueError where names or shapes do not pair, or an argument is out of range
   void attach(torch::nn::Module& student, std::shared_ptr<torch::nn::Module> teacher, int64_t total_iters,
               double param_momentum);
@@ -80,15 +80,16 @@ class MOMENTUM_BN_API MomentumTeacherBase : public torch::nn::Module {
 /// is referenced, not registered: it is in neither `parameters()` nor the archive. The model stands under the name
 /// "module"; `updates` and the float32 master copies of 16-bit parameters ("master/<name>", with / for each dot) are
 /// buffers. A parameter that was loaded or assigned, and so is not its master's rounding any more, gives its master a
-/// new value at the next update or cast. Where the training forwards between two updates are not `views_per_update` of
-/// the layers, one warning says what that does to their schedule.
+/// new value at the next update or cast. One warning comes where the number of training forwards between two updates is
+/// not the layers' `views_per_update`; it says what that does to their schedule.
 template <typename Model>
 class MomentumTeacher {
  public:
   MomentumTeacher(Model student, Model teacher, int64_t total_iters, double param_momentum = 0.99)
       : impl_(std::make_shared<Impl>(std::move(student), std::move(teacher), total_iters, param_momentum)) {}
 
-  /// Averages the parameters of the student it was built with, or of another one of the same shapes.
+  /// Moves the teacher's parameters towards those of the student that it was built with, or of another one of the same
+  /// names and shapes.
   void update() const { impl_->update(impl_->student); }
   void update(const Model& student) const { impl_->update(student); }
 

@@ -33,7 +33,7 @@ def momentum_batch_norm(
         y = (x - [m * b_mean + (1 - m) * running_mean]) / sqrt([m * v + (1 - m) * running_var] + eps) * weight + bias
 
     where v is b_var adjusted as ``variance`` says. The statistics are detached: no gradient flows through them.
-    Otherwise ``torch.nn.functional.batch_norm`` with the running statistics.
+    In evaluation it is ``torch.nn.functional.batch_norm`` with the running statistics.
 
     Args:
         x: (N, C) or (N, C, ...), float32, float64, bfloat16 or float16.

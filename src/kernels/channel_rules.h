@@ -104,7 +104,7 @@ MOMENTUM_BN_HOST_DEVICE static inline A rounded_to_spacing_at(A magnitude, A val
 template <typename A>
 struct SavedStatistics {
   A center;       // the mean, rounded to the spacing of the values
-  A center_rest;  // what it lost to rounding
+  A center_rest;  // what the mean lost to rounding
   A rstd;         // 1 / sqrt(variance + eps)
 };
 
@@ -180,7 +180,7 @@ struct InputGradientCoefficients {
   A rest;  // what the offset lost, times scale
 };
 
-/// SavedShares, as exact as they can be had again.
+/// SavedShares, as exactly as they can be told from what was saved.
 struct ExactShares {
   double delta;
   double mean_share;
@@ -205,7 +205,7 @@ MOMENTUM_BN_HOST_DEVICE static inline ExactShares exact_shares(const SavedShares
   return {static_cast<double>(saved.delta), mean_share, variance_share};
 }
 
-/// Forms them for a gradient through the statistics, from the derivative
+/// Forms the coefficients for a gradient through the statistics, from the derivative
 ///     dx = weight * rstd * (g - mean_share * sum_g - variance_share * (x - batch mean) * sum_gx * rstd^2).
 template <typename A>
 MOMENTUM_BN_HOST_DEVICE static inline InputGradientCoefficients<A> input_gradient_coefficients(

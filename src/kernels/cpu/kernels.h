@@ -37,7 +37,7 @@ struct StatisticsArgs {
 
 /// How batch statistics lead to what a channel is normalised with, and to the new state.
 struct BlendArgs {
-  double values_per_channel;  // n, over all that mean and m2 were taken over: all processes of a group
+  double values_per_channel;  // n: the values that mean and m2 are of, those of all processes of a group
   BlendOptions options;
   /// The batch's weight in what normalises. With 1 it normalises alone, whatever the running statistics hold.
   double batch_weight;

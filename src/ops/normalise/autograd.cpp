@@ -44,7 +44,7 @@ bool needs_composite(const at::Tensor& x, std::initializer_list<const MaybeTenso
          });
 }
 
-/// An operator that overwrites x, in torch's own words where x may not be overwritten.
+/// Throws where x may not be overwritten, in torch's own words as far as torch has the same rule.
 /// @param needed_again  whether a gradient that is recorded needs x
 void check_overwrites(const at::Tensor& x, bool records_graph, bool needed_again) {
   torch::autograd::check_inplace(x, records_graph);
@@ -60,7 +60,8 @@ Call::Result below_autograd(const Call& call) {
   return ops::call(call);
 }
 
-/// Which of a node's optional inputs it was given. An absent one has no edge, so shifts those behind it.
+/// Which of its optional inputs a node was given. An absent input has no edge in the graph, and so the edges of those
+/// behind it have smaller numbers.
 class Inputs {
  public:
   static void save(AutogradContext* ctx, std::initializer_list<const MaybeTensor*> optionals) {
@@ -95,7 +96,8 @@ bool backward_asks_group(const Train& call) {
   return !call.options.detach_statistics && call.process_group && ranks_of_process_group(*call.process_group) > 1;
 }
 
-/// at:: operations know no collective, so would take the other ranks' statistics for constants.
+/// The composite path is refused where the backward pass asks a group: at:: operations know no collective, and would
+/// take the other ranks' statistics for constants.
 template <typename Train>
 void check_composite(const Train& call) {
   TORCH_CHECK_NOT_IMPLEMENTED(!backward_asks_group(call),
@@ -122,7 +124,7 @@ void save_for_backward(AutogradContext* ctx, const Train& call, const at::Tensor
   Inputs::save(ctx, {&call.residual, &call.weight, &call.bias});
 }
 
-/// Whether dx may take dy's memory: an ordinary tensor that only the engine's call of this node refers to.
+/// Whether dx may take dy's memory: dy must be an ordinary tensor to which only the engine's call of this node refers.
 bool nobody_else_holds(const at::Tensor& dy) {
   return !at::GradMode::is_enabled() && dy.device().is_cpu() && dy.use_count() == 1 && !at::isTensorSubclassLike(dy) &&
          dy.has_storage() && dy.storage().use_count() == 1 && dy.is_contiguous(dy.suggest_memory_format());

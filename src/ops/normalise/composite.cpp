@@ -75,7 +75,7 @@ Moments moments_of(const at::Tensor& x) {
   return {mean, rest, (deviation - per_channel(rest, x)).square().sum(dimensions)};
 }
 
-/// Of all ranks: Chan, Golub, LeVeque 1979.
+/// Merges the statistics of all ranks (Chan, Golub, LeVeque 1979).
 /// @param all  (ranks, 2C + 1), see `_batch_statistics` in schemas.cpp
 Batch<at::Tensor> merged(const at::Tensor& all) {
   const int64_t channels = (all.size(1) - 1) / 2;
@@ -87,7 +87,7 @@ Batch<at::Tensor> merged(const at::Tensor& all) {
   return {{mean, at::zeros_like(mean), m2}, n};
 }
 
-/// What the mean and the variance that normalise are, and what became of them in rounding: the rows of `saved`.
+/// The first three rows of `saved`: the mean that normalises, what it lost to rounding, and 1 / std.
 struct Statistics {
   at::Tensor center;
   at::Tensor rest;
@@ -170,7 +170,7 @@ at::Tensor blend_weight(const State& state) {
   return at::where(state.momentum < 0, 1.0 / (state.cur_iter + 1).to(state.momentum.scalar_type()), state.momentum);
 }
 
-/// weight * of_batch + (1 - weight) * running, where `where` (undefined: everywhere), written into running.
+/// Writes weight * of_batch + (1 - weight) * running into `running`, wherever `where` is true (undefined: everywhere).
 void move_running(const at::Tensor& running, const at::Tensor& of_batch, const at::Tensor& weight,
                   const at::Tensor& where) {
   const auto type = blend_type(running);
@@ -210,7 +210,7 @@ void update_state(const State& state, const Batch<Count>& batch, const ops::Opti
   advance_schedule(state.cur_iter, state.momentum, options.total_iters, options.schedule, complete);
 }
 
-/// A training forward whose checks are done; `state` takes no gradient.
+/// A training forward after its checks. `state` takes no gradient.
 template <typename Count>
 std::tuple<at::Tensor, at::Tensor> normalize_and_update(const TrainInputs& inputs, const State& state,
                                                         const ops::Options& options, const Batch<Count>& batch) {
@@ -407,7 +407,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(const ops::BackwardInpl
   return {dweight, dbias, dresidual};
 }
 
-/// One process's share: see schemas.cpp.
+/// One process's part of the sums: see schemas.cpp.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient_sums(const ops::GradientSums& call) {
   const bool relu = is_relu(call.activation);
   check_gradient_sums(call, relu);

@@ -14,7 +14,8 @@
 
 namespace momentum_bn::composite {
 
-/// What a rank tells the others of its batch, which may be empty: see `_batch_statistics` in schemas.cpp. Detached.
+/// What a rank tells the others of its batch, which may be empty: see `_batch_statistics` in schemas.cpp. It takes no
+/// gradient.
 at::Tensor packed_statistics(const at::Tensor& x);
 
 /// activation(torch's BatchNorm with the running statistics + residual). An empty input gives an empty output.
@@ -35,7 +36,7 @@ void forward_eval_(const ops::ForwardEvalInplace& call);
 /// Differentiable in dy, x and weight. Undefined where output_mask is false.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::Backward& call);
 
-/// cur_iter += 1 and the momentum that belongs to it, wherever `where` (0-d bool, or undefined: everywhere).
+/// Adds 1 to cur_iter and sets the momentum that belongs to it, if `where` is true (a 0-d bool; undefined: always).
 void advance_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum, int64_t total_iters, ops::Word schedule,
                       const at::Tensor& where);
 

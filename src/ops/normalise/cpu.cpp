@@ -71,7 +71,7 @@ struct GroupMoments {
   }
 };
 
-/// The state as a forward pass sees it: arrays and numbers at its begin, and what becomes of it at its end.
+/// The state as a forward pass sees it: arrays and numbers at its beginning, and what becomes of it at its end.
 class StateUpdate {
  public:
   /// The state and the options must outlive this.
@@ -103,7 +103,7 @@ class StateUpdate {
     args.completes_update = completes_update();
   }
 
-  /// Counts the forward; to be called once all channels are done.
+  /// Counts the forward. It is called when all channels are done.
   void finish() const {
     if (!state_.tracks()) {
       return;
@@ -123,7 +123,7 @@ class StateUpdate {
   }
 
  private:
-  /// In the update, this one counted.
+  /// The number of views in the update, this one counted.
   int64_t views() const { return state_.has_schedule() ? read_count(state_.view_count) + 1 : 1; }
   bool completes_update() const { return !state_.has_schedule() || views() >= options_.views_per_update; }
 
@@ -144,7 +144,7 @@ class StateUpdate {
   ChannelOutput view_var_sum_;
 };
 
-/// What one forward pass is told beside its tensors.
+/// What one forward pass is given beside its tensors.
 struct Pass {
   const BlendArgs& blend;
   bool relu;

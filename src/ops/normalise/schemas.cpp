@@ -1,8 +1,8 @@
-// The schemas of the operators that normalise. Operators are private (leading underscore): exported programs promise
-// nothing about them.
+// The schemas of the operators that normalise. Operators are private, as their leading underscore says: they may change
+// from version to version, also under exported programs that contain them.
 //
 // `state` is one of, in this order:
-// - nothing: a layer that does not track, and normalises by the batch alone;
+// - nothing: a layer that does not track running statistics, and normalises by the batch alone;
 // - running_mean, running_var, num_batches_tracked: BatchNorm. The batch normalises itself alone, and enters the
 //   running statistics with the weight `momentum` (None: a cumulative average);
 // - these and view_mean_sum, view_var_sum, view_count, cur_iter, momentum: Momentum BatchNorm, whose weight of the
@@ -19,9 +19,9 @@
 // `_batch_statistics` returns (2C + 1): the means of x, the sums of squared deviations from them, and the number of
 // values per channel; float64 where the device has it. `_group_statistics`: (ranks, 2C + 1), those of all processes of
 // a c10d group. A training forward in a group is given its name as `process_group`, and gathers them itself, in one
-// collective. Or it is given them, as `group_statistics`, where a graph is made: gathered by torch's own operator,
-// which a compiler knows for a collective and never moves past another. `process_group` beside them is then the group
-// over which the backward pass adds up, where the statistics take gradients.
+// collective. Where a graph is made it is given them, as `group_statistics`: they were gathered by torch's own
+// operator, which a compiler knows for a collective and never moves past another. `process_group` beside them is then
+// the group over which the backward pass adds up, where the statistics take gradients.
 //
 // `_gradient_sums` and `_gradient_of_input` are the two halves of `_backward` through the statistics of a group,
 // between which the ranks' `sums` are added up: (2, C), the sums of g and of g * (x - mean), where g is dy behind the

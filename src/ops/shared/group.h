@@ -30,7 +30,7 @@ class Group {
   /// @throws as check_process_group
   Group(const ops::MaybeWord& process_group, const ops::MaybeTensor& group_statistics);
 
-  /// false: this process is by itself, and the collective can be left out.
+  /// Whether there are other processes to ask; where there are none, the collective can be left out.
   bool has_others() const { return ranks_ > 1 || gathered_.defined(); }
 
   /// What each rank has of `_batch_statistics`, (ranks, 2C + 1), in the order of ranks: the same bits on all of them.

@@ -21,8 +21,8 @@
 //       auto fields() const { return std::tie(x, by); }
 //     };
 //
-// in the order of its schema. The functions here take such structs from the dispatcher and to it, so that an argument
-// that is only handed on is named nowhere else.
+// fields() has the arguments in the order of the schema. The functions here make such structs of the dispatcher's
+// arguments, and hand their fields to the dispatcher, so that an argument that is only handed on is named nowhere else.
 
 namespace momentum_bn::ops {
 
@@ -100,14 +100,15 @@ void implement(torch::Library& library) {
   (internal::implement_one<kBodies>(library), ...);
 }
 
-/// The same arguments as another struct, of the same fields.
+/// Returns another operator's struct of the same fields, with the same arguments.
 template <typename To, typename From>
 To as(const From& from) {
   return std::apply([](auto&... fields) { return To{fields...}; }, from.fields());
 }
 
-/// What the key ADInplaceOrView does: whoever saved a tensor that an operator changes must find out. Which ones it
-/// changes, the schema says.
+/// Does what the dispatch key ADInplaceOrView is for: it raises the version of each tensor that the operator changes,
+/// by which autograd finds out that a saved tensor is not what it was. The schema says which tensors an operator
+/// changes.
 template <typename Call>
 Call::Result with_version_bumps(const Call& with) {
   static const std::vector<bool> changes = [] {
