@@ -51,7 +51,9 @@ class Random {
   double noise() {
     uint64_t bits = engine_();
     double sum = -2;
-    for (int i = 0; i < 4; ++i, bits >>= 16U) sum += static_cast<double>(bits & 0xffffU) / 65536;
+    for (int i = 0; i < 4; ++i, bits >>= 16U) {
+      sum += static_cast<double>(bits & 0xffffU) / 65536;
+    }
     return sum * std::sqrt(3.0);
   }
   at::Tensor noise(int64_t count, at::ScalarType dtype, double scale = 1, double shift = 0) {
@@ -77,7 +79,9 @@ template <typename Holder, typename Options>
 Subject subject(const Options& options) {
   Holder layer(options);
   MomentumBatchNormLayer* momentum = nullptr;
-  if constexpr (std::is_base_of_v<MomentumBatchNormLayer, typename Holder::Impl>) momentum = layer.get();
+  if constexpr (std::is_base_of_v<MomentumBatchNormLayer, typename Holder::Impl>) {
+    momentum = layer.get();
+  }
   return {layer.ptr(), layer.get(), momentum,
           [layer](const at::Tensor& x, const at::Tensor& residual) mutable { return layer->forward(x, residual); }};
 }
@@ -136,14 +140,20 @@ Subject build(const Case& from) {
 void randomise(Random& random, Subject& layer) {
   const torch::NoGradGuard no_grad;
   for (at::Tensor* const parameter : {&layer.norm->weight, &layer.norm->bias}) {
-    if (!parameter->defined()) continue;
+    if (!parameter->defined()) {
+      continue;
+    }
     parameter->copy_(random.noise(parameter->numel(), at::kDouble));
     parameter->set_requires_grad(random.chance(70));
   }
-  if (!layer.norm->running_mean.defined() || random.chance(30)) return;
+  if (!layer.norm->running_mean.defined() || random.chance(30)) {
+    return;
+  }
   layer.norm->running_mean.copy_(random.noise(layer.norm->running_mean.numel(), at::kDouble));
   layer.norm->running_var.copy_(random.noise(layer.norm->running_var.numel(), at::kDouble).abs() + 0.1);
-  if (layer.momentum) layer.momentum->set_cur_iter(random.between(0, 6));
+  if (layer.momentum) {
+    layer.momentum->set_cur_iter(random.between(0, 6));
+  }
 }
 
 int64_t count_of(const std::vector<int64_t>& sizes) {
@@ -170,19 +180,27 @@ View random_view(Random& random, const std::vector<int64_t>& sizes, bool may_rep
   std::vector<int64_t> order(sizes.size());  // the outermost first
   std::iota(order.begin(), order.end(), 0);
   const int kind = static_cast<int>(random.between(0, 9));
-  if (kind >= 4) std::rotate(order.begin() + 1, order.begin() + 2, order.end());  // channels last
+  if (kind >= 4) {
+    std::rotate(order.begin() + 1, order.begin() + 2, order.end());  // channels last
+  }
   if (kind >= 8) {
-    for (int64_t d = rank - 1; d > 0; --d) std::swap(order[d], order[random.between(0, d)]);
+    for (int64_t d = rank - 1; d > 0; --d) {
+      std::swap(order[d], order[random.between(0, d)]);
+    }
   }
   View view = {sizes, std::vector<int64_t>(sizes.size()), random.chance(30) ? random.between(1, 3) : 0, 0};
   int64_t step = random.chance(15) ? 2 : 1;
   for (auto d = order.rbegin(); d != order.rend(); ++d) {
     view.strides[*d] = step;
     step *= std::max<int64_t>(sizes[*d], 1);
-    if (random.chance(5)) step += random.between(1, 3);
+    if (random.chance(5)) {
+      step += random.between(1, 3);
+    }
   }
   view.memory = view.offset + step;
-  if (may_repeat && random.chance(10)) view.strides[random.between(0, rank - 1)] = 0;
+  if (may_repeat && random.chance(10)) {
+    view.strides[random.between(0, rank - 1)] = 0;
+  }
   return view;
 }
 
@@ -192,17 +210,23 @@ std::vector<int64_t> random_sizes(Random& random, const Case& from) {
   while (static_cast<int>(sizes.size()) < from.rank) {
     sizes.push_back(random.pick<int64_t>({1, 2, 3, 5, 8, 14, 17, from.rank == 3 ? 70 : 4}));
   }
-  if (random.chance(3)) sizes[random.pick<size_t>({0, sizes.size() - 1})] = 0;
+  if (random.chance(3)) {
+    sizes[random.pick<size_t>({0, sizes.size() - 1})] = 0;
+  }
   sizes[1] = from.options.num_features();
   const int64_t most = random.chance(1) ? 40'000 : 1'000;
   for (size_t d = 0; count_of(sizes) > most; d = (d + 1) % sizes.size()) {
-    if (d != 1) sizes[d] = (sizes[d] + 1) / 2;
+    if (d != 1) {
+      sizes[d] = (sizes[d] + 1) / 2;
+    }
   }
   return sizes;
 }
 
 std::vector<double> values_of(const at::Tensor& tensor) {
-  if (!tensor.defined()) return {};
+  if (!tensor.defined()) {
+    return {};
+  }
   const at::Tensor values = tensor.detach().to(at::kDouble).contiguous();
   const auto* const data = values.const_data_ptr<double>();
   return {data, data + values.numel()};
@@ -301,7 +325,9 @@ class Trial {
     last_.source = random_.noise(last_.view.memory, case_.dtype, scale, shift);
     last_.source.set_requires_grad(last_.x_grad && last_.grad);
     last_.residual = at::Tensor();
-    if (!random_.chance(30)) return;
+    if (!random_.chance(30)) {
+      return;
+    }
     const View view = random_view(random_, sizes, /*may_repeat=*/true);
     last_.residual = view.of(random_.noise(view.memory, case_.dtype)).set_requires_grad(last_.x_grad);
   }
@@ -326,7 +352,9 @@ class Trial {
     check_state(state);
     check_memory(before, memory, x, y);
     // Without channels evaluation is a copy, which no parameter is connected with.
-    if (y.requires_grad() && (by_batch() || x.size(1) > 0)) check_gradients(inputs, by, x, y, expected);
+    if (y.requires_grad() && (by_batch() || x.size(1) > 0)) {
+      check_gradients(inputs, by, x, y, expected);
+    }
   }
 
   formulas::Inputs inputs_of(const at::Tensor& x) const {
@@ -343,8 +371,12 @@ class Trial {
   /// A sum of products may lose some bits of the type that a layer computes in; float32 keeps the mean in two numbers.
   formulas::Precision precision() const {
     formulas::Precision precision = {std::ldexp(1, -48), std::ldexp(1, -52)};
-    if (case_.dtype != at::kDouble) precision = {std::ldexp(1, -21), 1e-12};
-    if (by_batch()) return precision;
+    if (case_.dtype != at::kDouble) {
+      precision = {std::ldexp(1, -21), 1e-12};
+    }
+    if (by_batch()) {
+      return precision;
+    }
     // at::batch_norm computes x * a + b in the input's own precision, and rounds what the residual is added to.
     precision.intermediate = rounding(case_.dtype).relative;
     precision.relative += 2 * precision.intermediate;
@@ -358,17 +390,23 @@ class Trial {
       state.momentum = layer_.momentum->momentum();
       state.cur_iter = layer_.momentum->cur_iter();
     }
-    if (!tracks()) return state;
+    if (!tracks()) {
+      return state;
+    }
     const auto read = [&](Near& of, const at::Tensor& buffer) {
       of = Near(static_cast<size_t>(case_.options.num_features()));
-      if (buffer.defined()) of.value = values_of(buffer);
+      if (buffer.defined()) {
+        of.value = values_of(buffer);
+      }
     };
     read(state.running_mean, layer_.norm->running_mean);
     read(state.running_var, layer_.norm->running_var);
     read(state.view_mean_sum, layer_.momentum ? layer_.momentum->view_mean_sum : at::Tensor());
     read(state.view_var_sum, layer_.momentum ? layer_.momentum->view_var_sum : at::Tensor());
     state.num_batches_tracked = layer_.norm->num_batches_tracked.item<int64_t>();
-    if (!layer_.momentum) state.cur_iter = state.num_batches_tracked;
+    if (!layer_.momentum) {
+      state.cur_iter = state.num_batches_tracked;
+    }
     state.view_count = layer_.momentum ? layer_.momentum->view_count.item<int64_t>() : 0;
     return state;
   }
@@ -383,10 +421,14 @@ class Trial {
       check_same("cur_iter", now.cur_iter, expected.cur_iter);
       check_same("view_count", now.view_count, expected.view_count);
     }
-    if (!tracks()) return;
+    if (!tracks()) {
+      return;
+    }
     check_close("running_mean", layer_.norm->running_mean, expected.running_mean);
     check_close("running_var", layer_.norm->running_var, expected.running_var);
-    if (!layer_.momentum) return;
+    if (!layer_.momentum) {
+      return;
+    }
     check_close("view_mean_sum", layer_.momentum->view_mean_sum, expected.view_mean_sum);
     check_close("view_var_sum", layer_.momentum->view_var_sum, expected.view_var_sum);
   }
@@ -421,7 +463,9 @@ class Trial {
       result.push_back({m * batch.mean[c] + (1 - m) * kept_mean, std::sqrt(var + options.eps()), batch.mean[c],
                         std::sqrt(batch.var[c]), d * m / n, d * m * factor / (n - 1)});
     }
-    if (!tracks()) return result;
+    if (!tracks()) {
+      return result;
+    }
     const int64_t updates = state.cur_iter;
     formulas::update(state, batch, n, update_weight, precision(), options.views_per_update(), variance);
     if (state.cur_iter > updates && options.schedule() == Schedule::Cosine && state.momentum) {
@@ -469,12 +513,16 @@ class Trial {
     const auto& sizes = last_.view.sizes;
     const View view = by_batch() ? random_view(random_, sizes, /*may_repeat=*/true) : contiguous_view(sizes);
     const at::Tensor dy = view.of(random_.noise(view.memory, case_.dtype));
-    if (!relu()) return dy;
+    if (!relu()) {
+      return dy;
+    }
     const Rounding type = rounding(case_.dtype);
     std::vector<double> values = values_of(dy);
     bool any_by_chance = false;
     for_outputs(inputs, by, [&](size_t i, double output) {
-      if (std::abs(output) > expected.tolerance[i] + type.relative * std::abs(output) + type.absolute) return;
+      if (std::abs(output) > expected.tolerance[i] + type.relative * std::abs(output) + type.absolute) {
+        return;
+      }
       values[i] = 0;
       any_by_chance = true;
     });
@@ -495,7 +543,9 @@ class Trial {
                        const at::Tensor& y, const Near& expected) {
     const at::Tensor dy = random_gradient(inputs, by, expected);
     std::vector<double> g = values_of(dy);
-    if (relu()) for_outputs(inputs, by, [&](size_t i, double output) { g[i] = output > 0 ? g[i] : 0; });
+    if (relu()) {
+      for_outputs(inputs, by, [&](size_t i, double output) { g[i] = output > 0 ? g[i] : 0; });
+    }
     const auto wanted = formulas::gradients(inputs, precision(), by, g);
     struct Gradient {
       const char* name;
@@ -509,7 +559,9 @@ class Trial {
                                        {"dbias", layer_.norm->bias, &wanted.dbias}};
     std::erase_if(gradients, [](const Gradient& g) { return !g.of.defined() || !g.of.requires_grad(); });
     std::vector<at::Tensor> leaves;
-    for (const auto& gradient : gradients) leaves.push_back(gradient.of);
+    for (const auto& gradient : gradients) {
+      leaves.push_back(gradient.of);
+    }
     const auto values = torch::autograd::grad({y}, leaves, {dy});
     for (size_t i = 0; i < gradients.size(); ++i) {
       const bool of_source = overwritten && gradients[i].wanted == &wanted.dx;

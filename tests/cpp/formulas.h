@@ -46,7 +46,9 @@ struct Shape {
   template <typename Run>
   void for_channel(int64_t channel, const Run& run) const {
     for (int64_t i = 0; i < outer; ++i) {
-      for (int64_t k = 0; k < inner; ++k) run(static_cast<size_t>((i * channels + channel) * inner + k));
+      for (int64_t k = 0; k < inner; ++k) {
+        run(static_cast<size_t>((i * channels + channel) * inner + k));
+      }
     }
   }
 };
@@ -140,7 +142,9 @@ inline void update(State& state, const BatchStatistics& batch, double n, double 
     };
     blend(state.view_mean_sum, 1, batch.mean[c], mean_lost);
     blend(state.view_var_sum, 1, batch.var[c], var_lost);
-    if (!complete) continue;
+    if (!complete) {
+      continue;
+    }
     const long double view_mean = state.view_mean_sum.value[c] / views;
     const long double view_var = state.view_var_sum.value[c] / views * factor_to_keep(n, variance);
     blend(state.running_mean, 1 - m, m * view_mean, m * mean_lost);
