@@ -60,6 +60,7 @@ void write_set(const Writer& writer, const Evaluation& evaluation, const Encoder
   }
   if (const std::vector<std::string> files = names_of_files(*images); !files.empty()) {
     std::vector<std::string> rows;
+    rows.reserve(static_cast<size_t>(found.index.size(0)));
     for (int64_t row = 0; row < found.index.size(0); ++row) {
       rows.push_back(files[static_cast<size_t>(found.index[row].item<int64_t>())]);
     }
