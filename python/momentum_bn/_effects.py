@@ -1,4 +1,4 @@
-"""What is known of the memory that a call returns: which functions and modules return memory of their own."""
+"""What is known of the memory that a call returns: which functions and modules return fresh memory."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def is_plain_layer(module: nn.Module) -> bool:
-    """Whether a layer does nothing after it normalised, and so could do it for another."""
+    """Whether a layer does nothing after it normalised, so that it can do what follows it."""
     return vars(module)["activation"] is None and all(type(child) is nn.Identity for child in module.children())
 
 

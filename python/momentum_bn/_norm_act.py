@@ -30,9 +30,9 @@ def is_norm_act(layer: _BatchNorm) -> bool:
 
 
 class NormAct(nn.Module):
-    """Applies the submodules ``drop`` and ``act`` to what the class behind it in the order of classes returns.
+    """Applies the submodules ``drop`` and ``act`` to the output of the next class in the method resolution order.
 
-    A ReLU that follows immediately is applied by that class, in its own pass.
+    Where ``act`` is a ReLU and ``drop`` does nothing, that class applies the ReLU, in its own pass.
     """
 
     drop: nn.Module

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ._options import Activation, Schedule, Variance, as_group_name
 
-# torch's function of this name, and those made after it (timm's), know every subclass of torch's BatchNorm, ask none,
-# and read momentum of each.
+# torch's function of this name, and those made after it (timm's), replace every subclass of torch's BatchNorm without
+# asking it, and read `momentum` of each.
 _CONVERT_SYNC_BATCHNORM = torch.nn.SyncBatchNorm.convert_sync_batchnorm.__name__
 
 # Looked up once: attribute look-ups in torch.ops cost more than the dispatch.
@@ -33,7 +33,7 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
     activation: Activation | None
     inplace: bool
     _process_group: str | None
-    # What a training forward is told; see the operators' schemas.
+    # What a training forward is given; see the operators' schemas.
     detach_statistics: bool
     schedule: Schedule
     variance: Variance
@@ -127,7 +127,7 @@ class NormLayer(torch.nn.modules.batchnorm._BatchNorm):
         return self._forward_eval(input, residual, weight, bias, running_mean, running_var)
 
     def _check_fits(self, x: Tensor, residual: Tensor | None) -> None:
-        """What the operators check against the running statistics and before they update them."""
+        """Checks the input where no operator of ours does: against num_features, or before torch's operator runs."""
         if torch.jit.is_tracing():
             return
         # The operator only where there is something to refuse: it would keep a graph from exporting.

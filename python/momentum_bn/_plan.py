@@ -1,4 +1,4 @@
-"""Which layers of a traced forward do more in their own pass, and the forward as code that has them do it."""
+"""Decides which layers of a traced forward do more in their own pass, and writes the forward as code that does so."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Plan(NamedTuple):
     """A forward in which layers do more."""
 
     run: Callable[..., Any]
-    """Called with the root and the call's tensors."""
+    """The forward. It is called with the root and the call's tensors."""
     fused: dict[str, str]
-    """By the layers' names: "relu", "add_relu" or "in place"."""
+    """What each layer does besides, by its name: "relu", "add_relu" or "in place"."""
 
 
 class _Fusion:
-    """What one call of a layer does besides."""
+    """What one call of a layer does besides normalising."""
 
     def __init__(self, layer: fx.Node) -> None:
         self.layer = layer
@@ -51,7 +51,7 @@ class _Fusion:
 
 
 def plan(graph: fx.Graph, root: nn.Module, grad_enabled: bool) -> Plan | None:
-    """The forward with everything fused that may be; None where nothing may."""
+    """The forward with everything fused that may be fused; None where nothing may be."""
     analysis = _Analysis(graph, dict(root.named_modules()))
     fusions = [analysis.fusion_of(node) for node in graph.nodes if analysis.is_layer_call(node)]
     for fusion in fusions:
@@ -105,7 +105,7 @@ class _Analysis:
         return inherited
 
     def is_layer_call(self, node: fx.Node) -> bool:
-        """Whether this calls a layer whose doings are foreseen, with x alone or with x and a residual."""
+        """Whether this calls a layer whose effect is known, with x alone or with x and a residual."""
         if node.op != "call_module" or node.meta["kind"] is Kind.UNKNOWN:
             return False
         return is_layer(self._modules[str(node.target)])
@@ -205,7 +205,7 @@ class _Analysis:
         )
 
     def _may_write(self, node: fx.Node, value: fx.Node) -> bool:
-        """Whether ``node`` may change the memory of ``value``, or be changed by when that is read."""
+        """Whether ``node`` may change the memory of ``value``, or depend on when ``value`` is read."""
         touched = any(self._memory[argument] & self._memory[value] for argument in node.all_input_nodes)
         if node.meta["kind"] is Kind.UNKNOWN:
             return touched or not self._is_private(value)

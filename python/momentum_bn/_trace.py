@@ -38,7 +38,7 @@ _LOCK = threading.RLock()
 
 
 class Untraceable(Exception):  # noqa: N818
-    """The reason why a forward cannot be told by a graph."""
+    """The reason why a forward cannot be recorded as a graph."""
 
 
 class Call(NamedTuple):
@@ -52,7 +52,7 @@ class Call(NamedTuple):
 
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """The call; None if there are arguments of which nothing can be foreseen."""
+        """The call; None if there are arguments of which nothing is known (subclasses of Tensor, objects)."""
         if not kwargs and len(args) == 1 and type(args[0]) is Tensor:
             return _CALL_OF_ONE._replace(tensors=args)
         tensors: list[Any] = []
@@ -122,7 +122,7 @@ def ambient_state() -> tuple[Any, ...]:
 
 
 class Watch:
-    """What of a network a trace depended on. Cheap to compare with the network as it is now."""
+    """The parts of a network that a trace depended on. They are cheap to compare with the network as it is now."""
 
     def __init__(
         self,
@@ -136,10 +136,10 @@ class Watch:
 
         Args:
             root: the traced network. It is not kept: whoever asks passes it again. Its own hooks do not matter.
-            passed: modules that the graph passes by, or whose doings it foresees.
+            passed: modules that must stay what they are: the graph replaces their forward, or relies on what they do.
             reads: for each module the attributes that were read while its forward was traced.
             looked_into: modules whose forward was traced, or whose parameters or buffers were asked for.
-            class_reads: the same of classes, methods among them.
+            class_reads: the attributes of classes that were read, methods among them.
         """
         self._passed = [module for module in passed if module is not root]
         self._classes = [type(module) for module in self._passed]
@@ -227,7 +227,7 @@ def _tensor_names(fields: dict[str, Any]) -> list[tuple[str, bool]]:
 
 
 class Trace(NamedTuple):
-    """One forward."""
+    """What tracing one forward gave."""
 
     graph: fx.Graph | None
     """None if there is none, for the reason in ``refusal``."""
@@ -268,7 +268,7 @@ def _place(error: Exception) -> str:
 
 
 class _Recorder(fx.Tracer):
-    """Records calls on stand-ins for tensors as nodes of a graph. Refuses what the nodes could not tell."""
+    """Records calls on stand-ins for tensors as nodes of a graph. Refuses what nodes cannot express."""
 
     proxy_buffer_attributes = True
 
@@ -436,7 +436,7 @@ def as_written(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _holders(root: torch.nn.Module) -> set[torch.nn.Module]:
-    """Modules of ``root`` that contain layers of this library, and are none."""
+    """Modules of ``root`` that contain layers of this library, and are not such layers themselves."""
     return {
         module
         for module in root.modules()
@@ -453,8 +453,8 @@ def _ambient_and_contexts() -> tuple[Any, ...]:
 class _OnlyRecorded(TorchFunctionMode):
     """Records every function of torch on stand-ins, and refuses those on tensors.
 
-    Their results would be constants of the graph: drawn once, of the device and dtype of the day, of a graph of
-    autograd that is soon freed.
+    The results of those would be constants of the graph: random numbers drawn once, values of one device and dtype, or
+    parts of an autograd graph that is soon freed.
     """
 
     def __init__(self, recorder: _Recorder) -> None:

@@ -13,15 +13,15 @@ from ._options import Activation, Options, as_bool, as_float, as_int, as_momentu
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
-# The attributes that hold what torch's BatchNorm is not configured with.
+# The attributes that hold the configuration beyond that of torch's BatchNorm.
 CONFIGURATION = ("activation", "inplace", "_process_group")
 
 
 class BatchNorm(NormLayer):
     r"""torch's BatchNorm over an input of any rank from 2: (N, C) or (N, C, ...), in fewer passes over memory.
 
-    In numbers, errors and state dict it is ``torch.nn.BatchNorm*d`` (with a ``process_group``: ``SyncBatchNorm``); an
-    activation and a residual are taken into its own passes. Gradients flow through the batch statistics (Ioffe, Szegedy
+    In numbers, errors and state dict it is ``torch.nn.BatchNorm*d`` (with a ``process_group``: ``SyncBatchNorm``). It
+    does an activation and a residual in its own passes. Gradients flow through the batch statistics (Ioffe, Szegedy
     2015, arXiv 1502.03167).
 
     :class:`BatchNorm1d`, :class:`BatchNorm2d` and :class:`BatchNorm3d` take their ranks only. This class takes any: it
@@ -38,7 +38,7 @@ class BatchNorm(NormLayer):
             memory where no gradient is recorded, and in evaluation where ``weight`` takes none.
         process_group: a c10d process group, or its name: in training the batch statistics are those of the values of
             all its ranks together. One all_gather per training forward, one all_reduce in its backward pass, none in
-            evaluation. The second derivative, forward-mode tangents and torch.func are not there then. None: this
+            evaluation. The second derivative, forward-mode tangents and torch.func are then not supported. None: this
             process alone.
         bias: False: an affine layer without a bias.
         device: device of parameters and buffers.

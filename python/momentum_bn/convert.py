@@ -255,7 +255,7 @@ def _batch_norm_class(layer: _BatchNorm) -> type[BatchNorm]:
 
 
 def _take_origin(layer: _BatchNorm) -> _Origin:
-    """What a layer is, or was as torch's; takes away the attributes that it would have as another's."""
+    """Returns what a layer is, or was before it was converted; removes what its next class does not have."""
     if isinstance(layer, BatchNorm):
         origin = _origin(layer)
         del layer._momentum

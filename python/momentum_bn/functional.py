@@ -37,7 +37,7 @@ def momentum_batch_norm(
 
     Args:
         x: (N, C) or (N, C, ...), float32, float64, bfloat16 or float16.
-        running_mean: (C), or None for the batch alone (m = 1), in training and otherwise.
+        running_mean: (C), or None: the batch normalises itself alone (m = 1), in training and in evaluation.
         running_var: (C), or None; both or neither.
         weight: (C), or None.
         bias: (C), or None.

@@ -1,4 +1,4 @@
-"""Memory of large results on the CPU, kept to be used again.
+"""Memory of large results on the CPU, which is kept to be used again.
 
 The system hands memory of tens of megabytes out page by page and empties each page first, which costs more than to
 normalise what goes into it. So the memory of results of 32 MB and more is kept when their tensor is freed, for the next

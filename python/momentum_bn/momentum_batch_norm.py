@@ -25,7 +25,7 @@ __all__ = ["MomentumBatchNorm", "MomentumBatchNorm1d", "MomentumBatchNorm2d", "M
 
 # The state that torch's BatchNorm does not have, in the operators' order.
 OWN_STATE = ("view_mean_sum", "view_var_sum", "view_count", "cur_iter_state", "momentum_state")
-# The attributes that hold what torch's BatchNorm is not configured with.
+# The attributes that hold the configuration beyond that of torch's BatchNorm.
 CONFIGURATION = (
     "_total_iters",
     "views_per_update",
@@ -104,7 +104,7 @@ class MomentumBatchNorm(NormLayer):
             variance, as torch's BatchNorm.
         activation: None or ``"relu"``, applied to the output in the same pass, after the residual was added.
         inplace: the caller's promise that nobody else reads the input afterwards, as with
-            ``torch.nn.ReLU(inplace=True)``: the output then takes the input's memory wherever no enabled gradient needs
+            ``torch.nn.ReLU(inplace=True)``. The output then takes the input's memory wherever no enabled gradient needs
             the input again: under ``torch.no_grad()``, or where ``weight`` takes no gradient. Elsewhere the output is
             fresh. In a network that reads the input again (a pre-activation block adds it to its result) the promise
             is false, and so is the network's result.
@@ -140,9 +140,9 @@ class MomentumBatchNorm(NormLayer):
     torch's BatchNorm loads strictly, too: the schedule then stays where it is and remembered views are dropped.
 
     Note:
-        A batch with infinity or NaN in it leaves running statistics that no later batch mends, as every update keeps a
-        part of the old ones (torch's BatchNorm, which normalises a training batch by itself, recovers): see
-        docs/state.md for what to do.
+        A batch with infinity or NaN in it spoils the running statistics for good, as every update keeps a part of the
+        old ones. (torch's BatchNorm normalises a training batch by itself, and so recovers.) docs/state.md says what to
+        do.
 
         ``torch.optim.swa_utils.update_bn`` calls ``reset_running_stats()`` and so starts the schedule anew; its
         cumulative average counts updates, of ``views_per_update`` batches each.
@@ -397,7 +397,7 @@ class MomentumBatchNorm(NormLayer):
         return ", ".join(words)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MomentumBatchNorm:
-        """Casts or moves everything, but casts neither the schedule and the counters nor sums to 16 bits."""
+        """Casts or moves everything, but never casts the schedule and the counters, nor the sums to 16 bits."""
         buffers = self._buffers
         scalars = {name: scalar for name in _SCALARS if (scalar := buffers.get(name)) is not None}
         for name in scalars:

@@ -48,8 +48,8 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
     with it.
 
     Args:
-        student: the network to follow, without its predictor. It is copied once and never changed. Of
-            ``DistributedDataParallel`` and ``torch.compile`` the network inside is copied.
+        student: the network to follow, without its predictor. It is copied once and never changed. Where it is wrapped
+            by ``DistributedDataParallel`` or ``torch.compile``, the network inside is copied.
         total_iters: updates of both schedules, T; at least 1: the optimizer steps of the whole training, as of a
             learning-rate schedule.
         param_momentum: weight of the teacher's own, old parameters in the first update, in [0, 1]; it grows to 1. (The
@@ -83,8 +83,8 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         ValueError: an argument out of range, a layer that cannot be converted, options for a network without BatchNorm,
             a ``teacher`` that does not pair with the student or shares parameters with it, options beside
             ``statistics="student"``.
-        TypeError: an argument of the wrong type or an unknown option. ``activation`` is none: every layer would apply
-            it.
+        TypeError: an argument of the wrong type or an unknown option. ``activation`` is not among the options, as every
+            layer would apply it.
 
     A teacher is for one thread at a time.
 
@@ -266,7 +266,7 @@ class MomentumTeacher(torch.nn.Module, Generic[Network]):
         """Runs the teacher network under ``torch.no_grad()``."""
         with torch.no_grad():
             output = self.module(*args, **kwargs)
-        # A compiled graph would be made anew for each count.
+        # Under torch.compile each new count would mean another graph.
         if not torch.compiler.is_compiling() and self._forwards is not None and self.module.training:
             self._forwards += 1
         return output
@@ -473,7 +473,7 @@ def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _copy_of(student: Network) -> Network:
-    """A copy without wrappers: the teacher takes no gradient to be averaged, and its keys are the network's."""
+    """A copy without wrappers, which average gradients that a teacher does not have, and change the keys."""
     # Process groups cannot be copied; the teacher's layers need none.
     groups = (getattr(part, "process_group", None) for part in student.modules())
     memo: dict[int, Any] = {id(group): group for group in groups if group is not None}
