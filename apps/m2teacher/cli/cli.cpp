@@ -60,9 +60,9 @@ std::optional<int> parse(int argc, const char* const* argv, const Ranks& ranks, 
   program.allow_config_extras(CLI::config_extras_mode::error);
   program.config_formatter(std::make_shared<StrictToml>());
   program
-      .set_config("--config", "",
-                  "File with options in TOML: [pretrain] and a line NAME = VALUE for each; what the command line says "
-                  "counts first")
+      .set_config(
+          "--config", "",
+          "File with options in TOML: [pretrain] and a line NAME = VALUE for each; the command line overrides it")
       ->type_name("FILE");
   std::optional<int64_t> threads;
   Flags flags(program);

@@ -10,7 +10,8 @@
 namespace m2teacher {
 
 void add_checkpoint(CLI::App& command, std::filesystem::path& checkpoint) {
-  command.add_option("--checkpoint", checkpoint, "A checkpoint, or the folder of a run: its newest whole one")
+  command
+      .add_option("--checkpoint", checkpoint, "A checkpoint, or a run's folder, whose newest whole checkpoint is taken")
       ->type_name("PATH")
       ->required();
 }

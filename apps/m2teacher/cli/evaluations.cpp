@@ -70,7 +70,7 @@ void add_features(CLI::App& program) {
   auto arguments = std::make_shared<FeaturesCommand>();
   CLI::App* command =
       program.add_subcommand("features",
-                             "Write what an encoder makes of the images, for NumPy: train-features.npy, "
+                             "Write an encoder's features of all images, for NumPy: train-features.npy, "
                              "train-labels.npy, train-files.txt with the path of each row, the same of the test set, "
                              "and classes.txt with the name of each label");
   add_source(*command, arguments->source);
@@ -82,7 +82,7 @@ void add_features(CLI::App& program) {
 void add_compare(CLI::App& program) {
   auto arguments = std::make_shared<CompareCommand>();
   CLI::App* command = program.add_subcommand(
-      "compare", "Table: raw pixels, untrained encoder, student and teacher by every evaluation");
+      "compare", "Print a table: raw pixels, untrained encoder, student and teacher by every evaluation");
   add_source(*command, arguments->source);
   Flags flags(*command);
   add_seed_flag(flags, arguments->seed);

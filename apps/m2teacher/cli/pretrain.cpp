@@ -119,8 +119,8 @@ void add_pretrain(CLI::App& program, const std::optional<int64_t>& threads, cons
   CLI::Option* overwrite =
       command->add_flag("--overwrite", arguments->overwrite, "Remove the run that --out holds, if any");
   CLI::Option* or_resume = command->add_flag("--or-resume", arguments->or_resume,
-                                             "Go on with the run that --out holds, if any: for what is started again "
-                                             "by itself when it has failed");
+                                             "Go on with the run that --out holds, if any: for commands that are "
+                                             "restarted automatically after a failure");
   for (CLI::Option* option : {out, resume, overwrite, or_resume}) {
     option->configurable(false);
   }

@@ -44,7 +44,7 @@ void run_arguments(TimeLayersArguments& arguments) {
 void add_time_layers(CLI::App& program) {
   CLI::App* command = program.add_subcommand(
       "time-layers",
-      "Table: time of a step with the published formulas, with torch's BatchNorm, with Momentum BatchNorm "
+      "Print a table: time of a step with the published formulas, with torch's BatchNorm, with Momentum BatchNorm "
       "in the teacher, with this library's layers in both networks");
   const auto arguments = std::make_shared<TimeLayersArguments>(*command);
   command->add_option("--recipe", arguments->recipe, "Take the settings of this config.toml")->type_name("FILE");

@@ -92,7 +92,7 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
                "0.001 with --optimizer lars");
   flags.number("--sgd-momentum", recipe.sgd_momentum, kShare, "Momentum of SGD and LARS (paper)");
   flags.number("--weight-decay", recipe.weight_decay, kShare,
-               "Of all weights but biases and BatchNorm's (published code, but for leaving these out, as BYOL does)");
+               "Weight decay of all weights but biases and BatchNorm's (published code; leaving these out: BYOL)");
   flags.number("--param-momentum", recipe.param_momentum, kShare,
                "Weight of the teacher's own parameters in the first update; rises to 1 by a cosine (published code)");
   flags.word(
@@ -106,7 +106,7 @@ void add_training_flags(Flags& flags, PretrainOptions& recipe) {
              "With several processes the teacher's normalisation takes the statistics of the whole batch; otherwise "
              "each process takes those of its images (paper)");
   flags.word("--precision", "fp32|bf16", recipe.precision, parse_precision, text_of,
-             "What convolutions and linear layers compute in (ours)");
+             "Dtype in which convolutions and linear layers compute (ours)");
   add_seed_flag(flags, recipe.seed);
 }
 
@@ -135,7 +135,7 @@ void add_data_flags(Flags& flags, DataOptions& data) {
   flags.flag("--strict", data.strict, "Stop at an unreadable image; otherwise it is named and passed over (ours)");
   flags.changeable();
   flags.number("--max-pixels", data.max_pixels, {1},
-               "Pixels of an image file, beyond which it is unreadable (ours: Pillow's limit)");
+               "Most pixels of an image file; one with more is unreadable (ours: Pillow's limit)");
   flags.number("--loader-threads", data.loader.threads, {0, 1024}, "Threads that read images; 0: one per core (ours)");
   flags.changeable();
   flags.number("--batches-ahead", data.loader.batches_ahead, {1, 1024}, "Batches read ahead, at most (ours)");
@@ -156,7 +156,7 @@ void add_run_flags(Flags& flags, RunSettings& settings) {
   add_recipe_flags(flags, settings.recipe);
   flags.group("Run");
   flags.number("--eval-every", settings.eval_every, {0},
-               "Steps between two looks at the teacher's kNN accuracy on a few images; 0: none (ours)");
+               "Steps between two measurements of the teacher's kNN accuracy on a few images; 0: none (ours)");
   flags.changeable();
   flags.number("--checkpoint-every", settings.checkpoint_every, {1}, "Steps between two checkpoints (ours)");
   flags.changeable();

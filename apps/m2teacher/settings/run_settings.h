@@ -15,7 +15,7 @@ struct RunSettings {
   std::optional<int64_t> threads;  ///< of the networks' arithmetic; unset: as many as torch takes by itself
   DataOptions data;
   PretrainOptions recipe;
-  int64_t eval_every = 250;        ///< steps between two looks at the teacher's accuracy; 0: none
+  int64_t eval_every = 250;        ///< steps between two measurements of the teacher's accuracy; 0: none
   int64_t checkpoint_every = 500;  ///< steps between two checkpoints; one is saved at the end, too
   double process_timeout = 1800;   ///< seconds that a process waits for the others
   int64_t keep = 3;                ///< checkpoints kept in the run's folder
