@@ -516,7 +516,7 @@ def checked_total_iters(value: Any) -> int:
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of sums of the views beside statistics of ``dtype``: a sum may overflow float16 where the mean fits."""
+    """The dtype of sums of the views beside statistics of ``dtype``: a sum may overflow float16 where the mean fits."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -14,7 +14,7 @@
 namespace momentum_bn {
 namespace {
 
-/// Stands in the momentum buffer where there is none: the cumulative average.
+/// The value of the momentum buffer that stands for no momentum: a cumulative average.
 constexpr double kCumulative = -1;
 
 double to_state(std::optional<double> momentum) { return momentum.value_or(kCumulative); }
@@ -23,7 +23,7 @@ double to_state(std::optional<double> momentum) { return momentum.value_or(kCumu
 constexpr std::array<const char*, 5> kOwnBuffers = {"view_mean_sum", "view_var_sum", "view_count", "cur_iter_state",
                                                     "momentum_state"};
 
-/// Of sums of the views beside statistics of `dtype`: a sum may overflow float16 where the mean fits.
+/// The dtype of the sums of the views beside statistics of `dtype`: a sum may overflow float16 where the mean fits.
 at::ScalarType sum_type(at::ScalarType dtype) { return at::isReducedFloatingType(dtype) ? at::kFloat : dtype; }
 
 at::ScalarType schedule_type(std::optional<c10::Device> device) {

@@ -27,7 +27,7 @@ void check_rank(const at::Tensor& x, size_t dimensions) {
 
 bool takes_gradient(const at::Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
 
-/// What the operators are told of a layer's options.
+/// The options of a layer that the operators are given.
 ops::Options operator_options(const MomentumBatchNormOptions& config) {
   return {.eps = config.eps(),
           .momentum = config.momentum(),

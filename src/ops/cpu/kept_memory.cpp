@@ -25,8 +25,8 @@ namespace {
 constexpr size_t kAlwaysFresh = size_t{32} * 1024 * 1024;
 constexpr int64_t kDefaultLimit = int64_t{1} << 30;
 
-/// Where the system leaves huge pages to the program (Linux, transparent_hugepage=madvise). Advice only: where it
-/// fails, memory comes in small pages as before.
+/// Asks for huge pages, where the system leaves these to the program (Linux, transparent_hugepage=madvise). It is
+/// advice only: where it fails, memory comes in small pages as before.
 void advise_huge_pages(void* memory, size_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kHugePage = uintptr_t{2} * 1024 * 1024;
@@ -47,8 +47,8 @@ struct Block {
   size_t bytes;
 };
 
-/// Keeps freed blocks, the oldest first to go. What frees or takes a block does not wait for the lock, which a forked
-/// process may have inherited taken: memory can be had and freed without.
+/// Keeps freed blocks; the oldest is given up first. Neither freeing nor taking a block waits for the lock, which a
+/// forked process may have inherited in the locked state: both can do without.
 class KeptMemory : public c10::Allocator {
  public:
   /// Never destroyed: tensors may be freed later than any static object.
@@ -59,7 +59,7 @@ class KeptMemory : public c10::Allocator {
 
   c10::DataPtr allocate(size_t bytes) override { return allocate_telling(bytes).first; }
 
-  /// Second: whether the memory was in use before.
+  /// @return the memory, and whether it was in use before
   std::pair<c10::DataPtr, bool> allocate_telling(size_t bytes) {
     Block block = take(bytes);
     const bool used_before = block.memory != nullptr;

@@ -12,12 +12,13 @@
 namespace momentum_bn::cuda {
 namespace {
 
-/// 16 MiB of them. torch has 65 streams per device; a program can make others without end.
+/// The most streams that have counters of their own, which are then 16 MiB. torch has 65 streams per device, but a
+/// program can make others without end.
 constexpr size_t kMostStreams = 1024;
 
 constexpr size_t kBytes = kernels::cuda::kCounters * sizeof(unsigned);
 
-/// Allocates while other threads may be capturing, which an allocation would otherwise end.
+/// While one exists, this thread can allocate without ending the graph captures of other threads.
 class RelaxedCapture {
  public:
   RelaxedCapture() { exchange(); }
@@ -41,7 +42,7 @@ unsigned* zeroed_by_driver(cudaStream_t stream) {
   return static_cast<unsigned*>(memory);
 }
 
-/// Null where there are none to be had.
+/// The counters that are kept for a stream; null where there are none to be had.
 unsigned* kept(int device, cudaStream_t stream) {
   // A stream's handle may be that of one destroyed before; its number is never used again.
   unsigned long long number = 0;

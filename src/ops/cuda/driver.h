@@ -2,11 +2,11 @@
 
 namespace momentum_bn::cuda {
 
-/// Newest CUDA that the machine's driver knows, as 13000 for 13.0; 0: there is no driver. The device stays untouched,
-/// so that a process can still fork.
+/// The newest CUDA that the machine's driver knows, such as 13000 for 13.0; 0 where there is no driver. The device
+/// stays untouched, so that a process can still fork.
 int driver_version();
 
-/// CUDA of the runtime that is linked into this library, likewise.
+/// The CUDA of the runtime that is linked into this library, in the same form.
 int runtime_version();
 
 /// Whether that runtime works with this machine's driver, as far as there is one. A driver works with every runtime of

@@ -22,9 +22,9 @@ class Launch {
 
   const kernels::cuda::Device& device() const { return device_; }
   kernels::cuda::Stream stream() const { return stream_; }
-  /// The same ones at every call.
+  /// Every call on this object returns the same ones.
   unsigned* counters();
-  /// Uninitialised, aligned to 256 bytes; valid as long as this.
+  /// Returns uninitialised memory, aligned to 256 bytes, that is valid as long as this object.
   void* workspace(size_t bytes);
 
  private:

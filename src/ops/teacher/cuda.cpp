@@ -12,7 +12,7 @@
 namespace momentum_bn::cuda {
 namespace {
 
-/// The student's parameter in the dtype of the average that it enters.
+/// The student's parameters, each in the dtype of the average that it enters.
 std::vector<at::Tensor> cast_like(at::TensorList student, at::TensorList averages) {
   std::vector<at::Tensor> values;
   std::vector<at::Tensor> copies;
