@@ -40,7 +40,7 @@ void check_not_recomputing() {
 
 }  // namespace
 
-void check_input(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
+void check_input(const at::Tensor& x, const ops::MaybeTensor& residual) {
   TORCH_CHECK_VALUE(x.dim() >= 2, "expected at least 2D input (got ", x.dim(), "D input)");
   TORCH_CHECK_TYPE(has_kernels(x.scalar_type()), "x must be float32, float64, bfloat16 or float16 (got ",
                    x.scalar_type(), ")");
