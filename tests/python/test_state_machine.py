@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,11 +24,11 @@ from hypothesis.stateful import (
 from torch import Tensor, nn
 
 import momentum_bn
-from inputs import LAYOUTS, TOLERANCE, as_layout, randn
+from inputs import LAYOUTS, TOLERANCE, as_layout, randn, randomise_parameters
 from oracle import MomentumBatchNormOracle
 
 # `STATE_EXAMPLES=2000` for a long run, of other lives each time. Without it they are the same ones every time.
-EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "30"))
 OF_A_NIGHT = EXAMPLES >= 1000
 STEPS = 50
 CHANNELS = 3
@@ -39,7 +40,26 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda module: pickle.loads(pickle.dumps(module)),
 }
+ASSIGNMENTS = st.one_of(
+    st.tuples(st.just("total_iters"), st.integers(1, 30)),
+    st.tuples(st.just("cur_iter"), st.integers(0, 40)),
+    st.tuples(st.just("momentum"), st.sampled_from([None, 0.0, 0.25, 1.0])),
+)
 CASTS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def step(**arguments: st.SearchStrategy) -> Callable[[Callable[..., None]], Any]:
+    """A rule that begins with some training forwards: Hypothesis leaves most of the rules out of each life."""
+
+    def as_rule(function: Callable[..., None]) -> Any:
+        def run(life: Life, seeds: list[int], **drawn: Any) -> None:
+            life.some_views(seeds)
+            function(life, **drawn)
+
+        run.__name__ = function.__name__
+        return rule(seeds=st.lists(st.integers(0, 99), max_size=2), **arguments)(run)
+
+    return as_rule
 
 
 class Life(RuleBasedStateMachine):
@@ -47,10 +67,8 @@ class Life(RuleBasedStateMachine):
 
     layer: momentum_bn.MomentumBatchNorm2d
     oracle: MomentumBatchNormOracle
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.saved: list[tuple[dict[str, Tensor], MomentumBatchNormOracle]] = []
+    parameters: dict[str, Tensor]
+    saved: list[tuple[dict[str, Tensor], MomentumBatchNormOracle]]
 
     @initialize(
         momentum=st.sampled_from([1.0, 0.3, None]),
@@ -82,6 +100,8 @@ class Life(RuleBasedStateMachine):
         self.layer = momentum_bn.MomentumBatchNorm2d(CHANNELS, dtype=dtype, **options)
         self.oracle = MomentumBatchNormOracle(CHANNELS, **options)
         self.first_momentum = momentum
+        self._assign_tensors(0)
+        self.saved = [(self._state(), copy.deepcopy(self.oracle))]
 
     @invariant()
     def is_what_the_oracle_is(self) -> None:
@@ -101,96 +121,115 @@ class Life(RuleBasedStateMachine):
         ours, theirs = self.layer.momentum, self.oracle.momentum
         assert ours == theirs or abs(ours - theirs) < 1e-15
         assert self.layer.total_iters == self.oracle.total_iters
+        for name, value in self.parameters.items():
+            assert torch.equal(getattr(self.layer, name).detach(), value), name
         self.oracle.read_state(self.layer)
 
-    @rule(
+    @step(
         training=st.booleans(), grad=st.booleans(), residual=st.booleans(), batch=st.integers(0, 3),
         layout=st.sampled_from(LAYOUTS), seed=st.integers(0, 99),
     )  # fmt: skip
     def forward(self, training: bool, grad: bool, residual: bool, batch: int, layout: str, seed: int) -> None:
-        dtype = self.layer.running_mean.dtype
+        self.layer.train(training)
+        self._forward(grad, residual, batch, layout, seed)
+
+    def some_views(self, seeds: list[int]) -> None:
+        self.layer.train()
+        for seed in seeds:
+            self._forward(False, False, 2, "contiguous", seed)
+            self.is_what_the_oracle_is()
+
+    def _forward(self, grad: bool, residual: bool, batch: int, layout: str, seed: int) -> None:
+        dtype, training = self.layer.running_mean.dtype, self.layer.training
         values = randn(batch, CHANNELS, 2, 3, seed=seed, dtype=dtype, scale=2, shift=seed % 3)
         x = as_layout(values, layout) if batch else values
         added = randn(*x.shape, seed=seed + 1, dtype=dtype) if residual else None
         before = x.clone()
-        self.layer.train(training)
         run = self.oracle.train_forward if training else self.oracle.eval_forward
-        weight, bias = self.layer.weight.detach(), self.layer.bias.detach()
-        expected = run(before, weight, bias, added)
+        expected = run(before, self.parameters["weight"], self.parameters["bias"], added)
         with torch.set_grad_enabled(grad):
             y = self.layer(x, added)
+        if grad:
+            y.sum().backward()
         assert torch.equal(x, before), "the input was written to"
         assert y.requires_grad == grad and y.dtype == dtype and y.shape == x.shape
         if batch:
             tolerance = 16 * TOLERANCE[dtype] * (1 if training else 4)
             torch.testing.assert_close(y.detach().double(), expected, rtol=tolerance, atol=tolerance)
 
-    @rule()
+    @step()
     def save(self) -> None:
-        state = {name: tensor.clone() for name, tensor in self.layer.state_dict().items()}
-        self.saved.append((state, copy.deepcopy(self.oracle)))
+        self.saved.append((self._state(), copy.deepcopy(self.oracle)))
 
-    def _restore(self, names: tuple[str, ...], then: MomentumBatchNormOracle) -> None:
-        dtype = self.layer.running_mean.dtype
-        for name in names:
-            value = getattr(then, name)
-            setattr(self.oracle, name, value.to(dtype).double() if name in PLAIN[:2] else value)
+    def _state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.layer.state_dict().items()}
 
-    @precondition(lambda self: self.saved)
-    @rule(which=st.integers(0, 99))
-    def load(self, which: int) -> None:
+    @step(which=st.integers(0, 99), plain=st.booleans(), assign=st.booleans())
+    def load(self, which: int, plain: bool, assign: bool) -> None:
+        """All of it, or what torch's BatchNorm has of it."""
         state, then = self.saved[which % len(self.saved)]
-        self.layer.load_state_dict(state, strict=True)
-        self._restore((*PLAIN, "view_mean_sum", "view_var_sum", "view_count", "cur_iter", "momentum"), then)
+        names = (*PLAIN, "weight", "bias") if plain else state
+        self.layer.load_state_dict({name: state[name].clone() for name in names}, strict=True, assign=assign)
+        # With `assign` the layer takes over the dtype, too.
+        dtype = (state["running_mean"] if assign else self.layer.running_mean).dtype
+        self.parameters = {name: state[name].to(dtype) for name in self.parameters}
+        for name in PLAIN[:2]:
+            setattr(self.oracle, name, state[name].to(dtype).double())
+        self.oracle.num_batches_tracked = then.num_batches_tracked
+        if plain:
+            self.oracle.forget_views()
+            return
+        for name in ("view_mean_sum", "view_var_sum", "view_count", "cur_iter", "momentum"):
+            setattr(self.oracle, name, getattr(then, name))
 
-    @precondition(lambda self: self.saved)
-    @rule(which=st.integers(0, 99))
-    def load_what_torchs_batchnorm_has(self, which: int) -> None:
-        state, then = self.saved[which % len(self.saved)]
-        self.layer.load_state_dict({name: state[name] for name in (*PLAIN, "weight", "bias")}, strict=True)
-        self._restore(PLAIN, then)
-        self.oracle.forget_views()
-
-    @rule(way=st.sampled_from(sorted(COPIES)))
+    @step(way=st.sampled_from(sorted(COPIES)))
     def go_on_with_a_copy(self, way: str) -> None:
         original = self.layer
         self.layer = COPIES[way](original)
         original(randn(4, CHANNELS, 2, 2, dtype=original.running_mean.dtype))  # shares nothing with the copy
 
-    @rule(dtype=st.sampled_from(CASTS))
+    @step(dtype=st.sampled_from(CASTS))
     def cast(self, dtype: torch.dtype) -> None:
         self.layer.to(dtype)
         for name in ("running_mean", "running_var"):
             setattr(self.oracle, name, getattr(self.oracle, name).to(dtype).double())
+        self.parameters = {name: value.to(dtype) for name, value in self.parameters.items()}
         sums = torch.float64 if dtype == torch.float64 else torch.float32
         assert self.layer.view_mean_sum.dtype == self.layer.view_var_sum.dtype == sums
         assert self.layer.momentum_state.dtype == torch.float64
 
-    @rule(total_iters=st.integers(1, 30))
-    def assign_total_iters(self, total_iters: int) -> None:
-        self.layer.total_iters = self.oracle.total_iters = total_iters
+    @step(assignment=ASSIGNMENTS)
+    def assign(self, assignment: tuple[str, float | None]) -> None:
+        setattr(self.layer, *assignment)
+        setattr(self.oracle, *assignment)
 
-    @rule(cur_iter=st.integers(0, 40))
-    def assign_cur_iter(self, cur_iter: int) -> None:
-        self.layer.cur_iter = self.oracle.cur_iter = cur_iter
+    @step(seed=st.integers(0, 99))
+    def assign_tensors(self, seed: int) -> None:
+        self._assign_tensors(seed)
 
-    @rule(momentum=st.sampled_from([None, 0.0, 0.25, 1.0]))
-    def assign_momentum(self, momentum: float | None) -> None:
-        self.layer.momentum = self.oracle.momentum = momentum
+    def _assign_tensors(self, seed: int) -> None:
+        """Other values of the parameters, other tensors for the running statistics."""
+        randomise_parameters(self.layer, seed)
+        self.parameters = {name: value.detach().clone() for name, value in self.layer.named_parameters()}
+        dtype = self.layer.running_mean.dtype
+        self.layer.running_mean = randn(CHANNELS, seed=seed, dtype=dtype)
+        self.layer.running_var = randn(CHANNELS, seed=seed, dtype=dtype).abs() + 1
+        self.oracle.running_mean = self.layer.running_mean.double()
+        self.oracle.running_var = self.layer.running_var.double()
 
-    @rule()
+    @step()
     def decay(self) -> None:
         self.layer.momentum_cosine_decay()
         self.oracle.momentum_cosine_decay()
 
-    @rule()
+    @step()
     def reset(self) -> None:
         self.layer.reset_running_stats()
         self.oracle = dataclasses.replace(
             self.oracle, momentum=self.first_momentum, cur_iter=0, view_count=0, num_batches_tracked=0
         )
 
-    @rule(bad=st.sampled_from(["rank", "channels", "dtype", "one value", "residual"]))
+    @step(bad=st.sampled_from(["rank", "channels", "dtype", "one value", "residual"]))
     def be_called_wrongly(self, bad: str) -> None:
         """An error changes no state, which the invariant then sees."""
         dtype = self.layer.running_mean.dtype
@@ -209,13 +248,13 @@ class Life(RuleBasedStateMachine):
             return
         raise AssertionError(f"not refused: {bad}")
 
-    @rule(total_iters=st.integers(1, 30))
+    @step(total_iters=st.integers(1, 30))
     def convert_again(self, total_iters: int) -> None:
         assert momentum_bn.convert_momentum_batchnorm(self.layer, total_iters) is self.layer
         self.oracle.total_iters = total_iters
 
     @precondition(lambda self: self.layer.activation is None)
-    @rule(total_iters=st.integers(1, 30))
+    @step(total_iters=st.integers(1, 30))
     def become_torchs_and_come_back(self, total_iters: int) -> None:
         parameters = list(self.layer.parameters())
         options = {name: getattr(self.layer, name) for name in ("views_per_update", "schedule", "variance")}
@@ -227,7 +266,7 @@ class Life(RuleBasedStateMachine):
         self.oracle.forget_views()
         self.oracle.total_iters, self.oracle.cur_iter, self.oracle.momentum = total_iters, 0, self.first_momentum
 
-    @rule(grouped=st.booleans())
+    @step(grouped=st.booleans())
     def join_or_leave_a_group_of_one(self, grouped: bool) -> None:
         self.layer.process_group = dist.group.WORLD if grouped else None
 
