@@ -5,7 +5,8 @@
 #   TORCH     the torch to install with pip instead, as torch==2.14.1; for a .venv that does not exist yet
 #   SKIP_APT  1: leave Debian's packages alone
 #   JOBS      how many tests run at a time (the number of processors, at most 8)
-#   ARGS      for `make bench`, `make bench-gpu`, `make lock`, `make mutants`, `make soak` and `make study`: their options; --help lists them
+#   ARGS      for `make bench`, `make bench-gpu`, `make coverage`, `make lock`, `make mutants`, `make soak` and `make study`:
+#             their options; --help lists them
 #   FUZZ_SECONDS  for `make fuzz`: how long each reader is tried (60)
 #   SOAK_MINUTES  for `make soak`: how long each of its two parts takes (60)
 #   RUN       for `make report`: the folder of a run of the trainer
@@ -70,7 +71,7 @@ MINUTES = $$((($$(date +%s) - $(STARTED) + 30) / 60)) minutes
 GPU_ARCHITECTURES ?= native
 GPU_CHECK = PYTHON="$(PYTHON)" GPU_ARCHITECTURES='$(GPU_ARCHITECTURES)' BENCH_ARGS='$(or $(ARGS),--quick)' scripts/gpu_check.sh
 
-.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize fuzz mutants soak bench gpu bench-gpu \
+.PHONY: help setup demo report study test test-all kernels-test trainer-test sanitize fuzz mutants coverage soak bench gpu bench-gpu \
   sanitize-gpu lint lint-quick wheel lock clean build-tests quick-tests system-packages same-torch FORCE
 
 help: ## list these commands, with how long each takes on two processors
@@ -131,6 +132,18 @@ fuzz: setup ## give each reader of the trainer files that a fuzzer makes up, und
 mutants: build-tests ## plant 40 faults one at a time and see that the tests named for them fail (1 hour)
 	@$(VENV_BIN)/python -m tests.mutants $(ARGS)
 
+# Tests that read figures of processes (how many calls, how much memory) see those of the counters, too: they may fail here.
+coverage: setup .venv/.coverage ## which lines the tests run through, C++ and Python, by folder (1 hour; ARGS=--lines: which not)
+	@cmake --preset coverage -DPython_EXECUTABLE="$$PWD/$(VENV_BIN)/python" >/dev/null
+	@cmake --build --preset coverage $(BUILD_QUIETLY)
+	@find build-coverage -name '*.gcda' -delete -o -name 'python.*' -delete
+	@ctest --preset coverage -j $(JOBS) || echo "-- failed tests: see above"
+	@COVERAGE_FILE=build-coverage/python.coverage MOMENTUM_BN_BUILD_DIR=build-coverage \
+	  MOMENTUM_BN_LIBRARY=build-coverage/lib/libmomentum_bn.so M2TEACHER=build-coverage/bin/m2teacher OMP_WAIT_POLICY=passive \
+	  $(VENV_BIN)/python -m coverage run -m pytest $(QUICK_TESTS) tests/python || echo "-- failed tests: see above"
+	@$(VENV_BIN)/python -m coverage combine --quiet --data-file=build-coverage/python.coverage build-coverage
+	@$(VENV_BIN)/python -m tests.coverage build-coverage $(ARGS)
+
 soak: setup ## kill and stop the trainer, call layers from several threads, for long (2 hours; SOAK_MINUTES=20: 40 minutes)
 	@OMP_WAIT_POLICY=passive $(VENV_BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) $(ARGS)
 
@@ -170,12 +183,13 @@ lock: .venv/.torch ## after a change of pyproject.toml: write requirements/ anew
 	}; \
 	beside_tests=(--constraints requirements/test.txt); \
 	lock test --extra bench --extra demo --extra test --group setup; \
+	lock coverage --extra coverage "$${beside_tests[@]}"; \
 	lock lint --extra lint "$${beside_tests[@]}"; \
 	lock wheel --extra wheel "$${beside_tests[@]}"; \
 	lock lightly --group lightly --excludes requirements/test.txt
 
 clean: ## remove .venv, build folders and caches (keeps runs/)
-	@rm -rf .venv build build-debug build-asan build-tsan build-fuzz build-gpu build-wheel dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build build-debug build-asan build-tsan build-coverage build-fuzz build-gpu build-wheel dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system-packages:
@@ -227,6 +241,10 @@ $(LIBRARY) $(TRAINER) $(TRAINER_LIBRARY) &: build/build.ninja FORCE
 .venv/.lint: requirements/lint.txt .venv/.torch
 	@echo "-- installing linters into .venv"
 	@$(PIP_INSTALL) $(LOCKED) -r requirements/lint.txt
+	@touch $@
+
+.venv/.coverage: requirements/coverage.txt .venv/.torch
+	@$(PIP_INSTALL) $(LOCKED) -r requirements/coverage.txt
 	@touch $@
 
 FORCE:
