@@ -216,8 +216,8 @@ FAULTS = [
     ),
     Fault(
         "apps/m2teacher/training/gradient_sum.cpp",
-        "entry.passes_left = passes;",
-        "entry.passes_left = 1;",
+        "entry.passes_left = passes;\n      entry.batches_left = batches;",
+        "entry.passes_left = 1;\n      entry.batches_left = batches;",
         f"{TRAINER}/test_several_processes.py::test_a_step_is_that_of_the_formulas",
         builds="m2teacher_python",
     ),

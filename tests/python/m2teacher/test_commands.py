@@ -30,7 +30,7 @@ def test_pretrain_leaves_settings_metrics_and_checkpoints_alone(train: Train) ->
 
 
 def test_metrics_show_the_schedules_and_a_falling_loss(train: Train) -> None:
-    with (train() / "metrics.csv").open(newline="") as stream:
+    with (train(warmup_steps=15, learning_rate=0.1) / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["step"]) for row in rows] == [10, 20, 30]
     assert [int(row["images"]) for row in rows] == [80, 160, 240]
@@ -38,6 +38,10 @@ def test_metrics_show_the_schedules_and_a_falling_loss(train: Train) -> None:
     # Step n is the n-th update: the schedules stand at n - 1.
     cosine = (np.cos(np.pi * np.array([9, 19, 29]) / 30) + 1) / 2
     assert [float(row["bn_momentum"]) for row in rows] == pytest.approx(cosine, rel=1e-4)
+    assert [float(row["param_momentum"]) for row in rows] == pytest.approx(1 - 0.01 * cosine, rel=1e-6)
+    # The learning rate has risen by a fifteenth of its peak at each of 15 steps; then 15 steps of a cosine follow.
+    after_warmup = (np.cos(np.pi * np.array([4, 14]) / 15) + 1) / 2
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(0.1 * np.array([10 / 15, *after_warmup]))
     assert all(0 <= float(row["teacher_knn"]) <= 100 for row in rows)
 
 
