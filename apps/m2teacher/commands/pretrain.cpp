@@ -38,12 +38,12 @@ struct Run {
   const TrainedOn& trained_on;
   const Ranks& ranks;
   Pretrainer& pretrainer;
-  std::optional<RunFolder> folder;                          ///< of the first rank alone, as the metrics
-  std::unique_ptr<MetricsFile> metrics;                     ///< null: on the other ranks
-  int64_t saved = -1;                                       ///< step of the newest checkpoint; -1: none
-  std::vector<StepReport> unread = {};                      ///< of the steps since the device was last waited for
-  std::chrono::steady_clock::time_point unread_since = {};  ///< when the first of these began
-  double step_seconds = 0;                                  ///< spent in steps by this process
+  std::optional<RunFolder> folder;                     ///< of the first rank alone, as the metrics
+  std::unique_ptr<MetricsFile> metrics;                ///< null: on the other ranks
+  int64_t saved = -1;                                  ///< step of the newest checkpoint; -1: none
+  std::vector<StepReport> unread;                      ///< of the steps since the device was last waited for
+  std::chrono::steady_clock::time_point unread_since;  ///< when the first of these began
+  double step_seconds = 0;                             ///< spent in steps by this process
 };
 
 void refuse_to_overwrite(const std::filesystem::path& folder) {
@@ -115,7 +115,7 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
   if (!std::filesystem::exists(folder.metrics())) {
     std::cerr << folder.metrics().string() << ": is lost: a new one goes on after step " << pretrainer.steps_done()
               << '\n';
-    MetricsFile{folder.metrics()};
+    const MetricsFile begun(folder.metrics());
     rows.rows = 0;
   }
   auto metrics = std::make_unique<MetricsFile>(folder.metrics(), rows);

@@ -11,6 +11,8 @@
 #include <charconv>
 #include <cstdlib>
 #include <optional>
+#include <string>
+#include <string_view>
 
 namespace m2teacher {
 namespace {
@@ -18,16 +20,18 @@ namespace {
 constexpr const char* kCuda = "cuda";
 constexpr const char* kAllowed = "one of auto, cpu, cuda, cuda:N, meta";
 
+/// The number that is all of the text, if it is one of at least 0.
+std::optional<int> whole_number(std::string_view text) {
+  int number = -1;
+  const char* end = text.data() + text.size();
+  const auto read = std::from_chars(text.data(), end, number);
+  return read.ec == std::errc() && read.ptr == end && number >= 0 ? std::optional(number) : std::nullopt;
+}
+
 /// The number in "cuda:N". @return none where it is another word
 std::optional<int> number_of_gpu(const std::string& word) {
   const std::string prefix = std::string(kCuda) + ':';
-  int number = -1;
-  const char* end = word.data() + word.size();
-  if (!word.starts_with(prefix)) {
-    return std::nullopt;
-  }
-  const auto read = std::from_chars(word.data() + prefix.size(), end, number);
-  return read.ec == std::errc() && read.ptr == end && number >= 0 ? std::optional(number) : std::nullopt;
+  return word.starts_with(prefix) ? whole_number(std::string_view(word).substr(prefix.size())) : std::nullopt;
 }
 
 /// GPUs that torch can use. Its part for them is loaded only where there is a driver, as that takes a second.
@@ -40,7 +44,14 @@ int gpus() {
 
 int local_rank(const Ranks& ranks) {
   const char* text = std::getenv("LOCAL_RANK");
-  return ranks.alone() || text == nullptr ? 0 : std::atoi(text);
+  if (ranks.alone() || text == nullptr) {
+    return 0;
+  }
+  const std::optional<int> rank = whole_number(text);
+  if (!rank) {
+    throw UserError("LOCAL_RANK: got '" + std::string(text) + "', expected a whole number of at least 0");
+  }
+  return *rank;
 }
 
 at::Device gpu(const std::string& word, int number) {

@@ -47,6 +47,7 @@ at::Tensor draw_images(const ImageSource& source, const at::Tensor& among, int64
   std::sort(places.begin(), places.end());
   places.resize(std::min(places.size(), static_cast<size_t>(count)));
   std::vector<int64_t> drawn;
+  drawn.reserve(places.size());
   for (const auto& [place, label, image] : places) {
     drawn.push_back(image);
   }
