@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from tests.python.m2teacher.conftest import REPOSITORY, checkpoint_of, metrics, pretrain_arguments, write_data
 from tests.python.m2teacher.test_failing_calls import write_images
+from tests.python.m2teacher.test_runs import steps_of
 
 from .memory import MIB, has_grown, resident
 
@@ -32,7 +33,6 @@ class Ended(NamedTuple):
     output: str
     errors: str
     memory: list[float]  # in MiB, many times a second
-    seconds: float
 
 
 def catches(process: int, number: signal.Signals) -> bool:
@@ -40,8 +40,12 @@ def catches(process: int, number: signal.Signals) -> bool:
     return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
 
 
-def run(arguments: list[object], folder: Path, number: signal.Signals | None = None, moment: float = 0) -> Ended:
-    """The trainer, under the memory limit; from the moment on it is sent the signal, as soon as it would take it."""
+def newest_step(out: Path) -> int:
+    return max(steps_of(out), default=0)
+
+
+def run(arguments: list[object], out: Path, folder: Path, number: signal.Signals | None = None, step: int = 0) -> Ended:
+    """The trainer, under the memory limit; from a checkpoint on it is sent the signal, as soon as it would take it."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # noqa: E731
     with (folder / "output").open("w") as output, (folder / "errors").open("w") as errors:
         command = [str(BINARY), *map(str, arguments)]
@@ -51,15 +55,14 @@ def run(arguments: list[object], folder: Path, number: signal.Signals | None = N
     while True:
         time.sleep(0.01)
         ended, status, _ = os.wait4(process.pid, os.WNOHANG)
-        seconds = time.monotonic() - begin
         if ended:
             process.returncode = os.waitstatus_to_exitcode(status)
             texts = [(folder / name).read_text() for name in ("output", "errors")]
-            return Ended(process.returncode, *texts, memory, seconds)
+            return Ended(process.returncode, *texts, memory)
         memory.append(resident(process.pid))
-        if seconds > PATIENCE:
+        if time.monotonic() > begin + PATIENCE:
             os.kill(process.pid, signal.SIGABRT)
-        elif number and seconds > moment and (number == signal.SIGKILL or catches(process.pid, number)):
+        elif number and newest_step(out) >= step and (number == signal.SIGKILL or catches(process.pid, number)):
             os.kill(process.pid, number)
             number = None
 
@@ -70,7 +73,6 @@ class Small(NamedTuple):
     name: str
     options: dict[str, object]
     uncut: Path
-    seconds: float
 
 
 class Soak:
@@ -98,14 +100,14 @@ class Soak:
 
     def uncut(self, name: str, options: dict[str, object]) -> Small:
         out = self.folder / f"uncut-{name}"
-        ended = run(pretrain_arguments(out=out, **options), self.folder)
+        ended = run(pretrain_arguments(out=out, **options), out, self.folder)
         if ended.code != 0:
             raise RuntimeError(f"{name}: exit code {ended.code}: {ended.errors}")
         quarter = len(ended.memory) // 4
         warm, end = max(ended.memory[quarter : 2 * quarter]), max(ended.memory[-quarter:])
         if has_grown(warm, end):
             self.faults.append(f"{name}: memory grew within a run from {warm:.0f} to {end:.0f} MiB")
-        return Small(name, options, out, ended.seconds)
+        return Small(name, options, out)
 
     def move(self, out: Path, place: Path) -> Path:
         if out.parent == place or not out.exists():
@@ -122,7 +124,8 @@ class Soak:
             room = self.choose.randrange(checkpoint_of(small.uncut, self.steps).stat().st_size)
             filler.write_bytes(bytes(max(0, shutil.disk_usage(out.parent).free - room)))
         number = signal.Signals[event] if event.startswith("SIG") else None
-        ended = run(arguments, self.folder, number, self.choose.random() * small.seconds / len(EVENTS))
+        step = self.choose.randint(newest_step(out), self.steps)
+        ended = run(arguments, out, self.folder, number, step)
         filler.unlink(missing_ok=True)
         self.counts["resumed"] += "resumed after step" in ended.errors
         self.peaks.append(max(ended.memory, default=0))
