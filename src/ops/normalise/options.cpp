@@ -33,12 +33,14 @@ Schedule schedule_of(ops::Word word) {
 }
 
 Variance variance_of(ops::Word word) {
-  for (const auto variance : {Variance::Published, Variance::Unbiased, Variance::Biased}) {
-    if (word == to_word(variance)) {
-      return variance;
-    }
+  if (word == "published") {
+    return Variance::Published;
   }
-  TORCH_CHECK_VALUE(false, "variance must be 'published', 'unbiased' or 'biased' (got '", word, "')");
+  if (word == "unbiased") {
+    return Variance::Unbiased;
+  }
+  TORCH_CHECK_VALUE(word == "biased", "variance must be 'published', 'unbiased' or 'biased' (got '", word, "')");
+  return Variance::Biased;
 }
 
 bool is_relu(const ops::MaybeWord& activation) {
