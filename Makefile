@@ -100,7 +100,8 @@ test-all: quick-tests ## run everything: the tests, the sweeps, the C++ tests un
 
 kernels-test: build/build.ninja ## after a change of a CPU kernel: build the kernels, run their tests (1 minute)
 	@$(BUILD) --target kernels_test $(BUILD_QUIETLY)
-	@build/bin/kernels_test --gtest_brief=1
+	@seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) \
+	  xargs -P $(JOBS) -I {} env GTEST_SHARD_INDEX={} build/bin/kernels_test --gtest_brief=1
 
 trainer-test: build/build.ninja ## after a change of the trainer: build it, run its C++ tests (1 minute)
 	@$(BUILD) --target m2teacher m2teacher_test $(BUILD_QUIETLY)
