@@ -372,7 +372,7 @@ class Trial {
   formulas::Precision precision() const {
     formulas::Precision precision = {std::ldexp(1, -48), std::ldexp(1, -52)};
     if (case_.dtype != at::kDouble) {
-      precision = {std::ldexp(1, -21), 1e-12};
+      precision = {std::ldexp(1, -20), 1e-12};
     }
     if (by_batch()) {
       return precision;

@@ -134,7 +134,9 @@ inline void update(State& state, const BatchStatistics& batch, double n, double 
   ++state.num_batches_tracked;
   for (size_t c = 0; c < batch.mean.size(); ++c) {
     const long double mean_lost = precision.centering * batch.largest[c] + precision.relative * std::sqrt(batch.var[c]);
-    const long double var_lost = std::pow(precision.centering * batch.largest[c], 2);
+    // Its terms are squares, which lose twice what their roots do.
+    const long double var_lost =
+        precision.relative * batch.var[c] + std::pow(precision.centering * batch.largest[c], 2);
     // Keeps the old value and adds the new one, with the tolerance of both.
     const auto blend = [&](Near& of, double keep, long double add, long double lost) {
       const long double kept = keep * of.value[c];
