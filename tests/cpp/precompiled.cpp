@@ -1,0 +1,2 @@
+// CMake precompiles headers for the sources of a target; this one has no other.
+int main() {}
