@@ -91,8 +91,8 @@ def verdict(fault: Fault) -> tuple[str, str]:
         code, output = test(fault)
     finally:
         path.write_text(sound)
-    # pytest ends with 1 where a test failed, with more where it could not run one.
-    seen = code == 1 or (code < 0 and fault.builds.endswith("_test"))
+    # pytest ends with 1 where a test failed, with more where it could not run one. A fault may also crash the process.
+    seen = code == 1 or code < 0
     return (CAUGHT if seen else MISSED if code == 0 else BROKEN), output
 
 
