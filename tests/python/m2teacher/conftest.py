@@ -3,6 +3,7 @@
 import csv
 import gzip
 import os
+import signal
 import struct
 import subprocess
 import time
@@ -135,6 +136,11 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.002)
 
 
+def take_interrupts() -> None:
+    """What a shell runs in the background ignores SIGINT, as the trainer then does; these tests may be run so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(binary: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the trainer without waiting for its end."""
@@ -142,7 +148,9 @@ def start(binary: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def run(*arguments: object) -> subprocess.Popen[str]:
         command = [str(binary), *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts
+        )
         started.append(process)
         return process
 
