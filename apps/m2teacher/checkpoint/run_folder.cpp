@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "output/atomic_file.h"
+#include "text/parse_number.h"
 #include "text/printable.h"
 
 #include <fcntl.h>
@@ -10,7 +11,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <iostream>
 #include <string_view>
@@ -29,9 +29,7 @@ int64_t step_of(std::string_view name) {
     return -1;
   }
   const std::string_view digits = name.substr(kPrefix.size(), name.size() - kPrefix.size() - kSuffix.size());
-  int64_t step = -1;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), step);
-  return error == std::errc() && end == digits.data() + digits.size() ? step : -1;
+  return parse_number<int64_t>(digits).value_or(-1);
 }
 
 /// Whether a run writes an `AtomicFile` of this name into its folder.

@@ -1,6 +1,7 @@
 #include "device/choose_device.h"
 
 #include "error.h"
+#include "text/parse_number.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -8,7 +9,6 @@
 
 #include <dlfcn.h>
 
-#include <charconv>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -22,10 +22,8 @@ constexpr const char* kAllowed = "one of auto, cpu, cuda, cuda:N, meta";
 
 /// The number that is all of the text, if it is one of at least 0.
 std::optional<int> whole_number(std::string_view text) {
-  int number = -1;
-  const char* end = text.data() + text.size();
-  const auto read = std::from_chars(text.data(), end, number);
-  return read.ec == std::errc() && read.ptr == end && number >= 0 ? std::optional(number) : std::nullopt;
+  const auto number = parse_number<int>(text);
+  return number.value_or(-1) >= 0 ? number : std::nullopt;
 }
 
 /// The number in "cuda:N". @return none where it is another word

@@ -1,6 +1,7 @@
 #include "settings/flags.h"
 
 #include "error.h"
+#include "text/parse_number.h"
 
 #include <CLI/CLI.hpp>
 
@@ -28,26 +29,17 @@ std::string text_of(const Range<Number>& range) {
   return text_of(range.low) + (open ? " or more" : " to " + text_of(range.high));
 }
 
-/// False where the text is anything but a number that the type holds.
-template <typename Number>
-bool read(const std::string& text, Number& value) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && end == text.data() + text.size();
-}
-
 /// A number that was checked before.
 template <typename Number>
 Number number_of(const std::string& text) {
-  Number value{};
-  read(text, value);
-  return value;
+  return parse_number<Number>(text).value_or(Number{});
 }
 
 template <typename Number>
 CLI::Validator check_range(Range<Number> range) {
   return {[range](std::string& text) {
-            Number value{};
-            const bool fine = read(text, value) && value >= range.low && value <= range.high;
+            const auto value = parse_number<Number>(text);
+            const bool fine = value && *value >= range.low && *value <= range.high;
             return fine ? std::string() : "got " + text + ", expected " + text_of(range);
           },
           text_of(range)};
