@@ -12,7 +12,14 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.python.m2teacher.conftest import REPOSITORY, checkpoint_of, metrics, pretrain_arguments, write_data
+from tests.python.m2teacher.conftest import (
+    REPOSITORY,
+    checkpoint_of,
+    metrics,
+    pretrain_arguments,
+    take_interrupts,
+    write_data,
+)
 from tests.python.m2teacher.test_failing_calls import write_images
 from tests.python.m2teacher.test_runs import steps_of
 
@@ -46,10 +53,14 @@ def newest_step(out: Path) -> int:
 
 def run(arguments: list[object], out: Path, folder: Path, number: signal.Signals | None = None, step: int = 0) -> Ended:
     """The trainer, under the memory limit; from a checkpoint on it is sent the signal, as soon as it would take it."""
-    limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # noqa: E731
+
+    def prepare() -> None:
+        take_interrupts()
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
     with (folder / "output").open("w") as output, (folder / "errors").open("w") as errors:
         command = [str(BINARY), *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=output, stderr=errors, preexec_fn=limit)
+        process = subprocess.Popen(command, stdout=output, stderr=errors, preexec_fn=prepare)
     begin = time.monotonic()
     memory = []
     while True:
