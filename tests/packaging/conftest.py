@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
 import sysconfig
 import tarfile
@@ -27,17 +29,38 @@ def cuda_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed_python(tmp_path_factory: pytest.TempPathFactory, cuda_torch: Path) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run of pytest have."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= FOLDER_NAME
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed_python(shared_folder: Path) -> Path:
     """The interpreter of an environment that had torch, into which `pip install .` then put the package.
 
-    torch is the one that insists on CUDA (the ordinary one serves build/), the build backend is this environment's. pip
-    gets no index: whatever it would download is an error.
+    torch is one that insists on CUDA (the ordinary one serves build/), the build backend is this environment's. pip
+    gets no index: whatever it would download is an error. One worker makes the environment, and the others wait for it.
     """
-    environment = tmp_path_factory.mktemp(FOLDER_NAME) / "environment"
-    venv.create(environment, symlinks=True)
-    python = environment / "bin" / "python"
+    python, made = shared_folder / "environment" / "bin" / "python", shared_folder / "made"
+    with (shared_folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            install_package(shared_folder)
+            made.touch()
+    return python
+
+
+def install_package(folder: Path) -> None:
+    """Makes the environment `environment` and its torch in `folder`."""
+    venv.create(folder / "environment", symlinks=True, clear=True)
+    python = folder / "environment" / "bin" / "python"
     site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (site_packages / "torch").symlink_to(cuda_torch)
+    dress_as_cuda_build(Path(torch.__path__[0]), site_packages / "torch")
     visible = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     visible.update(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))
     (site_packages / "more_packages.pth").write_text("\n".join(sorted(visible)) + "\n")
@@ -47,7 +70,6 @@ def installed_python(tmp_path_factory: pytest.TempPathFactory, cuda_torch: Path)
         # The same headers under the name that ccache knows.
         *("-C", f"cmake.define.TorchLibraries_INCLUDE_DIR={Path(torch.__path__[0]) / 'include'}"),
     )
-    return python
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,11 @@ from tests.python.m2teacher.conftest import (
     checkpoint_of,
     metrics,
     pretrain_arguments,
+    steps_of,
     take_interrupts,
     write_data,
+    write_images,
 )
-from tests.python.m2teacher.test_failing_calls import write_images
-from tests.python.m2teacher.test_runs import steps_of
 
 from .memory import MIB, has_grown, resident
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TRAIN, TEST = 1000, 40
@@ -48,6 +49,14 @@ def write_data(folder: Path, train: int = TRAIN, test: int = TEST) -> None:
     write_idx(folder / "train-labels-idx1-ubyte", train_labels)
     write_idx(folder / "t10k-images-idx3-ubyte.gz", test_images)
     write_idx(folder / "t10k-labels-idx1-ubyte", test_labels)
+
+
+def write_images(folder: Path) -> None:
+    """Four small images in colour, of both formats."""
+    folder.mkdir()
+    for i, ending in enumerate(["jpg", "png", "jpg", "png"]):
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.{ending}")
 
 
 @pytest.fixture
@@ -119,6 +128,11 @@ def trained(m2teacher: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def checkpoint_of(run: Path, step: int = 30) -> Path:
     return run / f"checkpoint-{step:08}.safetensors"
+
+
+def steps_of(run: Path) -> list[int]:
+    """The steps that a run has checkpoints of, in order."""
+    return sorted(int(path.stem.removeprefix("checkpoint-")) for path in run.glob("checkpoint-*.safetensors"))
 
 
 def metrics(run: Path) -> list[list[str]]:

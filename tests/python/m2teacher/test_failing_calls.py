@@ -15,11 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from .conftest import checkpoint_of, metrics, pretrain_arguments, write_data
+from .conftest import checkpoint_of, metrics, pretrain_arguments, write_data, write_images
 
 STEPS = 12
 # A test that is no sweep tries so many cases of each run.
@@ -159,13 +157,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).with_name("failing_calls.c")
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", str(source), "-o", str(built), "-ldl"], check=True)
     return built
-
-
-def write_images(folder: Path) -> None:
-    folder.mkdir()
-    for i, ending in enumerate(["jpg", "png", "jpg", "png"]):
-        pixels = np.random.default_rng(i).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.{ending}")
 
 
 @pytest.fixture(scope="module", params=["idx", "folder"])

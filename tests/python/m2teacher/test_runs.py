@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from .conftest import Run, Start, checkpoint_of, metrics, pretrain_arguments, wait_for, write_data
+from .conftest import Run, Start, checkpoint_of, metrics, pretrain_arguments, steps_of, wait_for, write_data
 
 # Steps that take a second or two: enough for moments to differ.
 STEPS = 240
@@ -30,10 +30,6 @@ def assert_same_end(run: Path, uninterrupted: Path, steps: int = STEPS) -> None:
     """The last checkpoints hold the same bytes, and metrics.csv the same numbers."""
     assert checkpoint_of(run, steps).read_bytes() == checkpoint_of(uninterrupted, steps).read_bytes()
     assert metrics(run) == metrics(uninterrupted)
-
-
-def steps_of(run: Path) -> list[int]:
-    return sorted(int(path.stem.removeprefix("checkpoint-")) for path in run.glob("checkpoint-*.safetensors"))
 
 
 @pytest.fixture(scope="module")
