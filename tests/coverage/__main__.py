@@ -1,7 +1,8 @@
 """Prints the share of the lines that tests ran through, by folder: python -m tests.coverage BUILD.
 
 BUILD is a build of the CMake preset `coverage` whose programs and library the tests have used; it also holds what
-coverage.py recorded. With --lines, the lines are named that no test ran through.
+coverage.py recorded. With --lines, the lines are named that no test ran through. Processes that end without exit
+handlers are not counted: ranks that tests fork, and what is killed.
 """
 
 from __future__ import annotations
