@@ -134,22 +134,24 @@ TEST(MomentumBatchNorm2d, DeviceAndDtypeOptions) {
 }
 
 TEST(MomentumBatchNorm2d, AccessorsAssignAndKeepEachOther) {
-  MomentumBatchNorm2d layer(MomentumBatchNormOptions(3).views_per_update(1));
-  layer->set_cur_iter(30);
-  EXPECT_EQ(layer->cur_iter(), 30);
-  EXPECT_EQ(layer->momentum(), 1.0);
-  layer->set_total_iters(1000);
-  layer->momentum_cosine_decay();
-  EXPECT_EQ(layer->cur_iter(), 31);
-  EXPECT_NEAR(*layer->momentum(), oracle::cosine_schedule(31, 1000), 1e-15);
-  layer->set_momentum(0.125);
-  EXPECT_EQ(layer->momentum(), 0.125);
-  layer->set_momentum(std::nullopt);
-  EXPECT_FALSE(layer->momentum().has_value());
-  layer->set_cur_iter(5000);
-  layer->set_momentum(0.5);
-  layer->momentum_cosine_decay();
-  EXPECT_EQ(layer->momentum(), 0.0) << "past total_iters the momentum stays 0";
+  for (const bool tracked : {true, false}) {
+    MomentumBatchNorm2d layer(MomentumBatchNormOptions(3).views_per_update(1).track_running_stats(tracked));
+    layer->set_cur_iter(30);
+    EXPECT_EQ(layer->cur_iter(), 30);
+    EXPECT_EQ(layer->momentum(), 1.0);
+    layer->set_total_iters(1000);
+    layer->momentum_cosine_decay();
+    EXPECT_EQ(layer->cur_iter(), 31);
+    EXPECT_NEAR(*layer->momentum(), oracle::cosine_schedule(31, 1000), 1e-15);
+    layer->set_momentum(0.125);
+    EXPECT_EQ(layer->momentum(), 0.125);
+    layer->set_momentum(std::nullopt);
+    EXPECT_FALSE(layer->momentum().has_value());
+    layer->set_cur_iter(5000);
+    layer->set_momentum(0.5);
+    layer->momentum_cosine_decay();
+    EXPECT_EQ(layer->momentum(), 0.0) << "past total_iters the momentum stays 0";
+  }
 }
 
 TEST(MomentumBatchNorm2d, EvaluationUsesRunningStatisticsAndChangesNothing) {

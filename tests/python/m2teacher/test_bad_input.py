@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Run, checkpoint_of, pretrain_arguments
+from .conftest import Run, checkpoint_of, pretrain_arguments, write_data, write_images
 
 EVALUATIONS = ["knn", "linear", "features", "compare", "neighbours"]
 READERS = [*EVALUATIONS, "export", "info"]
@@ -56,6 +56,31 @@ def test_more_labels_than_there_are(m2teacher: Run, trained: Path) -> None:
         *(m2teacher, "neighbours", *source, "--out", "x", "--queries", 41),
         says="--queries: 41 is more than the 40 test images",
     )
+    refused(
+        *(m2teacher, "neighbours", *source, "--out", "x", "--neighbours", 1001),
+        says="--neighbours: 1001 is more than the 1000 images to look among",
+    )
+
+
+def test_images_that_an_evaluation_cannot_use(m2teacher: Run, trained: Path, tmp_path: Path) -> None:
+    def refuse(command: str, data: str, says: str) -> None:
+        refused(m2teacher, command, "--checkpoint", trained, "--data", data, says=says)
+
+    write_images(tmp_path / "colour")
+    refuse("knn", f"folder:{tmp_path}/colour", "--data: images of 3 channels, the encoder was trained on 1")
+    write_data(tmp_path / "few", train=10, test=2)
+    refuse("compare", f"idx:{tmp_path}/few", "--data: has 10 training images, compare needs 20")
+
+
+def test_test_images_without_labels(m2teacher: Run, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    write_images(data / "train")
+    write_images(data / "test")
+    options = {"steps": 2, "warmup_steps": 0, "batch_size": 2, "eval_every": 0, "image_size": 8}
+    result = m2teacher(*pretrain_arguments(f"folder:{data}", out, **options))
+    assert result.returncode == 0, result.stderr
+    refused(m2teacher, "knn", "--checkpoint", out, says=f"--data: folder:{data} has no labels, which knn needs")
 
 
 def truncate(path: Path) -> None:
