@@ -174,7 +174,11 @@ def test_no_command_takes_a_damaged_checkpoint(m2teacher: Run, tmp_path: Path, t
     run, out = tmp_path / "run", tmp_path / "out"
     run.mkdir()
     damaged = checkpoint_of(run)
-    damaged.write_bytes(checkpoint_of(trained).read_bytes()[:-1])
+    content = bytearray(checkpoint_of(trained).read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    refused(m2teacher, command, "--checkpoint", damaged, *out_of(command, out), says="damaged: its checksum is")
+    damaged.write_bytes(content[:-1])
     refused(m2teacher, command, "--checkpoint", damaged, *out_of(command, out), says="truncated or damaged")
     damaged.unlink()
     refused(m2teacher, command, "--checkpoint", run, *out_of(command, out), says="holds no whole checkpoint of a run")

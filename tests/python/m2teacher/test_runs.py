@@ -125,24 +125,24 @@ def test_keeps_the_last_checkpoints(train: Callable[..., Path]) -> None:
 
 def test_damaged_checkpoints_are_skipped_and_named(m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    # Between two rows of metrics.csv: the sum of the losses since the last one is in the checkpoint.
-    shutil.copytree(train(checkpoint_every=10, eval_every=7), whole)
+    # Step 16 lies between two rows of metrics.csv: the losses since the last one are in the checkpoint.
+    shutil.copytree(train(checkpoint_every=8), whole)
     run = tmp_path / "run"
     flipped = bytearray(checkpoint_of(run).read_bytes())
     flipped[len(flipped) // 2] ^= 1
     checkpoint_of(run).write_bytes(flipped)
-    checkpoint_of(run, 20).write_bytes(checkpoint_of(run, 20).read_bytes()[:-1])
+    checkpoint_of(run, 24).write_bytes(checkpoint_of(run, 24).read_bytes()[:-1])
     result = m2teacher("pretrain", "--resume", run)
     assert result.returncode == 0, result.stderr
-    for step in (30, 20):
+    for step in (30, 24):
         assert f"skipped: {checkpoint_of(run, step)}: truncated or damaged" in result.stderr
-    assert "resumed after step 10" in result.stderr
+    assert "resumed after step 16" in result.stderr
     assert_same_end(run, whole, steps=30)
     # Commands that read a run's folder skip them, too.
     checkpoint_of(run).write_bytes(flipped)
     info = m2teacher("info", "--checkpoint", run)
     assert info.returncode == 0, info.stderr
-    assert "after step 20 of 30" in info.stdout
+    assert "after step 24 of 30" in info.stdout
     assert "skipped: " in info.stderr
 
 
