@@ -190,7 +190,7 @@ FAULTS = [
         RULES,
         "return {g, gx - static_cast<double>(saved.center_rest) * g};",
         "return {g, gx};",
-        "*BackwardTest*",
+        "*ThroughStatisticsTest*",
         builds="kernels_test",
     ),
     Fault(
