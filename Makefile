@@ -142,7 +142,7 @@ coverage: setup .venv/.coverage ## which lines the tests run through, C++ and Py
 	@# Tests work in folders of their own.
 	@built="$$PWD/build-coverage"; COVERAGE_FILE="$$built/python.coverage" MOMENTUM_BN_BUILD_DIR="$$built" \
 	  MOMENTUM_BN_LIBRARY="$$built/lib/libmomentum_bn.so" M2TEACHER="$$built/bin/m2teacher" OMP_WAIT_POLICY=passive \
-	  $(VENV_BIN)/python -m coverage run -m pytest $(QUICK_TESTS) tests/python || echo "-- failed tests: see above"
+	  $(VENV_BIN)/python -m coverage run --source="$$PWD/apps,$$PWD/python" -m pytest $(QUICK_TESTS) tests/python || echo "-- failed tests: see above"
 	@$(VENV_BIN)/python -m coverage combine --quiet --data-file=build-coverage/python.coverage build-coverage
 	@$(VENV_BIN)/python -m tests.coverage build-coverage $(ARGS)
 
