@@ -156,6 +156,35 @@ def test_buffers_replaced_between_calls(name, replaced):
         assert b.is_meta or torch.equal(b, before[n])
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_of_the_state_share_no_memory(name, inplace):
+    m = mid_pair_layer()
+    m.inplace = inplace
+    x = torch.rand(4, 3, 2, 2)
+    for shared in (torch.ones(1).expand(3), x.view(-1)[2:5], x[0, :, 1, 1]):
+        m._buffers[name] = shared
+        with torch.no_grad(), unchanged(m, x), pytest.raises(RuntimeError, match=f"{name}.*memory"):
+            m(x)
+
+
+@pytest.mark.parametrize("make", [momentum_bn.MomentumBatchNorm2d, momentum_bn.BatchNorm2d])
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"activation": "relu"}])
+def test_inference_tensors_cannot_be_kept_for_a_gradient(make, options):
+    m = make(3, **options)
+    with torch.inference_mode():
+        x, weight = torch.rand(4, 3, 2, 2), torch.ones(3)
+    with unchanged(m, x), pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward: x"):
+        m(x)
+    with torch.no_grad():
+        m(x.clone())
+    frozen = make(3, **options).requires_grad_(False)
+    frozen.weight = torch.nn.Parameter(weight, requires_grad=False)
+    leaf = torch.rand(4, 3, 2, 2, requires_grad=True)
+    with unchanged(frozen), pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward: weight"):
+        frozen(leaf * 1)
+
+
 def test_copy_on_write_clones_of_the_state_keep_their_values():
     m = mid_pair_layer()
     clones = {n: (torch._lazy_clone(b), b.clone()) for n, b in m.named_buffers()}

@@ -106,17 +106,41 @@ void check_composite(const Train& call) {
                               "statistics are detached");
 }
 
-/// Saves for the backward pass what its inputs need, and no more. x: where weight takes a gradient, or x itself does
-/// and the statistics are not constant. The activation's mask comes from x where x is kept anyway and no residual was
-/// added to it, else from y.
+/// What a training forward keeps for its backward pass beside weight and `saved`: no more than is needed.
+struct Kept {
+  bool x;     // where weight takes a gradient, or x itself does and the statistics are not constant
+  bool y;     // where the activation's mask does not come from x
+  bool bias;  // where it does: x is kept anyway, and no residual was added to it
+
+  template <typename Train>
+  static Kept of(const Train& call) {
+    const bool has_residual = call.residual && call.residual->defined();
+    const bool keeps_x = takes_gradient(call.weight) || (call.x.requires_grad() && !call.options.detach_statistics);
+    const bool mask_from_x = call.options.activation && keeps_x && !has_residual;
+    return {keeps_x, call.options.activation && !mask_from_x, mask_from_x};
+  }
+};
+
+/// autograd keeps no inference tensor, but says so only when the forward pass has changed the state.
+void check_may_be_kept(const MaybeTensor& tensor, const char* name) {
+  TORCH_CHECK(!tensor || !tensor->defined() || !tensor->is_inference(),
+              "Inference tensors cannot be saved for backward: ", name,
+              " is one. Clone it outside of torch.inference_mode(), or call the layer under torch.no_grad()");
+}
+
+template <typename Train>
+void check_may_be_kept(const Train& call) {
+  const Kept kept = Kept::of(call);
+  check_may_be_kept(kept.x ? MaybeTensor(call.x) : std::nullopt, "x");
+  check_may_be_kept(call.weight, "weight");
+  check_may_be_kept(kept.bias ? call.bias : std::nullopt, "bias");
+}
+
 template <typename Train>
 void save_for_backward(AutogradContext* ctx, const Train& call, const at::Tensor& y, const at::Tensor& saved) {
-  const bool has_residual = call.residual && call.residual->defined();
-  const bool keeps_x = takes_gradient(call.weight) || (call.x.requires_grad() && !call.options.detach_statistics);
-  const bool mask_from_x = call.options.activation && keeps_x && !has_residual;
-  ctx->save_for_backward({keeps_x ? at::Tensor(call.x) : at::Tensor(),
-                          call.options.activation && !mask_from_x ? y : at::Tensor(), tensor_or_none(call.weight),
-                          mask_from_x ? tensor_or_none(call.bias) : at::Tensor(), saved});
+  const Kept kept = Kept::of(call);
+  ctx->save_for_backward({kept.x ? at::Tensor(call.x) : at::Tensor(), kept.y ? y : at::Tensor(),
+                          tensor_or_none(call.weight), kept.bias ? tensor_or_none(call.bias) : at::Tensor(), saved});
   ctx->saved_data["activation"] =
       call.options.activation ? std::optional<std::string>(std::string(*call.options.activation)) : std::nullopt;
   ctx->saved_data["group"] =
@@ -314,6 +338,7 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) 
   if (!records(call.x, {&call.residual, &call.weight, &call.bias})) {
     return below_autograd(call);
   }
+  check_may_be_kept(call);
   const auto outputs = TrainNode::apply(call.x, call.residual, call.weight, call.bias, call);
   return {outputs[0], outputs[1]};
 }
@@ -330,6 +355,7 @@ at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
   if (!records_graph) {
     return below_autograd(call);
   }
+  check_may_be_kept(call);
   at::Tensor saved;
   TrainInplaceNode::apply(call.x, call.residual, call.weight, call.bias, call, SavedResult{&saved});
   return saved;
@@ -344,6 +370,7 @@ void forward_eval_(const ops::ForwardEvalInplace& call) {
   if (!records_graph) {
     return below_autograd(call);
   }
+  check_may_be_kept(call.weight, "weight");
   EvalInplaceNode::apply(call.x, call.residual, call.weight, call.bias, call);
 }
 

@@ -322,7 +322,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_functional(co
 void forward_eval_(const ops::ForwardEvalInplace& call) {
   const bool relu = is_relu(call.activation);
   check_forward_eval(call);
-  check_writable(call.x);
+  check_writable(call.x, "x");
   call.x.copy_(
       evaluate(call.x, call.residual, call.weight, call.bias, call.running_mean, call.running_var, call.eps, relu));
 }
@@ -392,14 +392,14 @@ void advance_schedule(const at::Tensor& cur_iter, const at::Tensor& momentum, in
 namespace {
 
 at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
-  check_writable(call.x);
+  check_writable(call.x, "x");
   auto [y, saved] = forward_train(ops::as<ops::ForwardTrain>(call));
   call.x.copy_(y);
   return saved;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_(const ops::BackwardInplace& call) {
-  check_writable(call.dy);
+  check_writable(call.dy, "dy");
   auto fresh = ops::as<ops::Backward>(call);
   fresh.output_mask[0] = true;
   auto [dx, dweight, dbias, dresidual] = backward(fresh);

@@ -251,7 +251,7 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) 
 }
 
 at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
-  check_writable(call.x);
+  check_writable(call.x, "x");
   const Training training(call);
   return training.run([&](const at::Tensor& saved_statistics, const Pass& pass) {
     run_forward_inplace(training.inputs(), saved_statistics, pass);
@@ -415,7 +415,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::B
 }
 
 ParameterGradients backward_(const ops::BackwardInplace& call) {
-  check_writable(call.dy);
+  check_writable(call.dy, "dy");
   const bool dense_already = call.dy.is_contiguous(call.dy.suggest_memory_format());
   const FreshOutput dx = dense_already ? FreshOutput{call.dy, false} : fresh_output(call.dy);
   auto result = whole_backward(call, dx);

@@ -191,7 +191,7 @@ std::tuple<at::Tensor, at::Tensor> forward_train(const ops::ForwardTrain& call) 
 }
 
 at::Tensor forward_train_(const ops::ForwardTrainInplace& call) {
-  check_writable(call.x);
+  check_writable(call.x, "x");
   if (!can_overwrite(call.x) || overwrites_residual(call.x, call.residual)) {
     const auto [y, saved] = forward_train(ops::as<ops::ForwardTrain>(call));
     call.x.copy_(y);
@@ -341,7 +341,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const ops::B
 }
 
 ParameterGradients backward_(const ops::BackwardInplace& call) {
-  check_writable(call.dy);
+  check_writable(call.dy, "dy");
   if (can_overwrite(call.dy)) {
     return whole_backward(call, call.dy);
   }

@@ -7,6 +7,10 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 namespace momentum_bn {
 namespace {
 
@@ -19,6 +23,47 @@ void check_affine(const at::Tensor& x, const ops::MaybeTensor& weight, const ops
   if (bias) {
     check_parameter(x, *bias, "bias");
   }
+}
+
+/// Whether two elements of a tensor may lie in one place. It is sure that they do not where each dimension, from the
+/// smallest stride on, steps over all that those before it reach.
+bool may_overlap_itself(const at::Tensor& tensor) {
+  switch (at::has_internal_overlap(tensor)) {
+    case at::MemOverlap::No:
+      return false;
+    case at::MemOverlap::Yes:
+      return true;
+    case at::MemOverlap::TooHard:
+      break;
+  }
+  if (tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
+    return false;  // of a graph that is traced; the kernel asks again
+  }
+  std::vector<std::pair<int64_t, int64_t>> dimensions;  // stride and size
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) == 0) {
+      return false;
+    }
+    dimensions.emplace_back(tensor.stride(d), tensor.size(d));
+  }
+  std::sort(dimensions.begin(), dimensions.end());
+  int64_t reached = 0;
+  for (const auto& [stride, size] : dimensions) {
+    if (size > 1 && stride <= reached) {
+      return true;
+    }
+    reached += (size - 1) * stride;
+  }
+  return false;
+}
+
+/// An array of the state fits x; as it is written to, its elements lie apart from one another and from x.
+void check_array(const at::Tensor& x, const at::Tensor& tensor, const char* name) {
+  check_parameter(x, tensor, name);
+  check_writable(tensor, name);
+  const bool share = x.has_storage() && tensor.has_storage() && tensor.is_alias_of(x) &&
+                     at::get_overlap_status(x, tensor) != at::MemOverlapStatus::No;
+  TORCH_CHECK(!share, name, " must not share memory with x, as it is written to: clone() it");
 }
 
 /// A batch that normalises itself has more than one value per channel.
@@ -118,12 +163,12 @@ void State::check(const at::Tensor& x) const {
   }
   TORCH_CHECK_VALUE(running_mean.dim() == 1, "running_mean must have one dimension (got ", running_mean.dim(), ")");
   check_channels(x, running_mean.sym_size(0));
-  check_parameter(x, running_mean, "running_mean");
-  check_parameter(x, running_var, "running_var");
+  check_array(x, running_mean, "running_mean");
+  check_array(x, running_var, "running_var");
   check_scalar(num_batches_tracked, "num_batches_tracked", {at::kLong}, x.device());
   if (has_schedule()) {
-    check_parameter(x, view_mean_sum, "view_mean_sum");
-    check_parameter(x, view_var_sum, "view_var_sum");
+    check_array(x, view_mean_sum, "view_mean_sum");
+    check_array(x, view_var_sum, "view_var_sum");
     check_scalar(view_count, "view_count", {at::kLong}, x.device());
     check_scalar(cur_iter, "cur_iter_state", {at::kLong}, x.device());
     check_scalar(momentum, "momentum_state", {at::kDouble, at::kFloat}, x.device());
@@ -230,6 +275,12 @@ void check_advance_schedule(const ops::AdvanceSchedule& call) {
   schedule_of(call.schedule);
 }
 
-void check_writable(const at::Tensor& x) { at::assert_no_internal_overlap(x); }
+void check_writable(const at::Tensor& tensor, const char* name) {
+  // torch's words, as far as they go.
+  TORCH_CHECK(!may_overlap_itself(tensor), "unsupported operation: ", name,
+              ": more than one element of the written-to tensor refers to a single memory location (got shape ",
+              tensor.sym_sizes(), ", strides ", tensor.sym_strides(),
+              "). Please clone() the tensor before performing the operation.");
+}
 
 }  // namespace momentum_bn

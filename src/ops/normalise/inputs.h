@@ -66,8 +66,8 @@ void check_same(const at::Tensor& tensor, const char* name, const at::Tensor& li
 void check_channels(const at::Tensor& x, const c10::SymInt& num_features);
 /// `parameter`, if defined, is (C) on x's device, and in float32 or x's dtype.
 void check_parameter(const at::Tensor& x, const at::Tensor& parameter, const char* name);
-/// No two elements of x share memory.
-void check_writable(const at::Tensor& x);
+/// No two elements of `tensor` share memory.
+void check_writable(const at::Tensor& tensor, const char* name);
 /// A process group whose values normalise themselves has more than one per channel, or none. x is this process's batch.
 void check_group_statistics(const at::Tensor& x, double values_per_channel);
 
