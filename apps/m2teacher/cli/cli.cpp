@@ -90,6 +90,9 @@ std::optional<int> parse(int argc, const char* const* argv, const Ranks& ranks, 
   try {
     program.parse(argc, argv);
     return std::nullopt;
+  } catch (const CLI::ConfigError& error) {
+    throw CLI::ConfigError(program.get_config_ptr()->as<std::string>() + ": " + words_of(error),
+                           CLI::ExitCodes::ConfigError);
   } catch (const CLI::Success& help) {
     return ranks.first() ? program.exit(help) : kExitSuccess;
   }

@@ -41,6 +41,17 @@ class Declaration {
   Flags run_flags_;
 };
 
+/// Whether the line is read as the values that it was made of.
+bool keeps(const std::string& line, const std::vector<std::string>& values) {
+  std::istringstream again(line);
+  try {
+    const std::vector<CLI::ConfigItem> items = StrictToml().from_config(again);
+    return items.size() == 1 && items.front().inputs == values;
+  } catch (const CLI::ConfigError&) {
+    return false;
+  }
+}
+
 /// @throws UserError  CLI11's TOML has no escapes: it would read some texts, such as a folder's name with a # in it, as
 /// others. What is no UTF-8 is no TOML, nor can the metadata of a checkpoint hold it
 void write(std::ostream& out, const Flag& flag) {
@@ -48,9 +59,7 @@ void write(std::ostream& out, const Flag& flag) {
     return;
   }
   const std::string line = flag.name() + " = " + CLI::detail::ini_join(flag.values());
-  std::istringstream again(line);
-  const std::vector<CLI::ConfigItem> items = StrictToml().from_config(again);
-  if (items.size() != 1 || items.front().inputs != flag.values() || !is_utf8(flag.text())) {
+  if (!keeps(line, flag.values()) || !is_utf8(flag.text())) {
     throw UserError("--" + flag.name() + ": '" + printable(flag.text()) + "' cannot be kept in config.toml" +
                     (is_utf8(flag.text()) ? "" : ", which is UTF-8: give the folder a link with another name"));
   }

@@ -9,7 +9,8 @@
 
 namespace m2teacher {
 
-/// CLI11's TOML, but a name that comes twice is an error where CLI11 keeps the first and says nothing.
+/// CLI11's TOML, but a name that comes twice and a list that never closes are errors where CLI11 makes something of
+/// them and says nothing.
 class StrictToml : public CLI::ConfigTOML {
  public:
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override;

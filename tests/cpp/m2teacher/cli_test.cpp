@@ -322,6 +322,10 @@ TEST(Cli, RefusesAWrongConfig) {
       {"[pretrain]\nconfig = \"x\"\n", "config"},
       {"[a" + sections + "]\nsteps = 3\n", "a name of more than 16 sections"},
       {"a" + sections + " = 3\n", "a name of more than 16 sections"},
+      {"[=" + sections + "]\nsteps = 3\n", "a name of more than 16 sections"},
+      {"[=" + sections.substr(0, 40) + "]\nsteps = 3\n", "a name of more than 16 sections"},
+      {"[" + std::string(300, 'a') + "]\nsteps = 3\n", "a name of more than 256 characters"},
+      {"[pretrain]\nsteps = [50", config + ": line 2: the list of 'steps' has no closing ]"},
       {"[pretrain]\n" + std::string(300'000, '#'), "longer than 262144 characters"},
   };
   for (const auto& [text, says] : wrong) {

@@ -98,10 +98,19 @@ TEST(RunSettings, OpenOnesStayOpen) {
   EXPECT_FALSE(back.recipe.model.encoder.stem.has_value());
 }
 
+TEST(RunSettings, TakeListsOverSeveralLines) {
+  const RunSettings settings =
+      parse_toml("[pretrain]\n# widths = [1\n; widths = [2\nwidths = [4, # first\n  8,\n\n  12]\nsteps = 9\n", "file");
+  EXPECT_EQ(settings.recipe.model.encoder.widths, (std::vector<int64_t>{4, 8, 12}));
+  EXPECT_EQ(settings.recipe.steps, 9);
+}
+
 TEST(RunSettings, RefuseWhatTomlCannotHold) {
   RunSettings settings;
   settings.data.spec.folder = "/images #1";
   expect_user_error([&] { to_toml(settings); }, "--data: 'idx:/images #1' cannot be kept in config.toml");
+  settings.data.spec.folder = "/images\nkeep = [1";
+  expect_user_error([&] { to_toml(settings); }, "cannot be kept in config.toml");
 }
 
 TEST(RunSettings, ErrorsNameTheFileAndTheSetting) {
@@ -116,6 +125,12 @@ TEST(RunSettings, ErrorsNameTheFileAndTheSetting) {
   refuse("steps = 1\n", "steps");
   refuse("[knn]\nseed = 1\n", "knn");
   refuse("[pretrain]\nsteps = 1\nkeep = 2\nsteps = 3\n", "'pretrain.steps' is set twice");
+  refuse("[pretrain]\nkeep = 2\nwidths = [4]\nwidths = [8]\n", "line 4: 'pretrain.widths' is set twice");
+  refuse("[pretrain]\nstrict = true\nstrict = true\n", "line 3: 'pretrain.strict' is set twice");
+  refuse("[pretrain]\nstrict\nstrict\n", "line 3: 'pretrain.strict' is set twice");
+  refuse("threads = 1\n[default]\nthreads = 1\n", "line 3: 'threads' is set twice");
+  refuse("[pretrain]\nsteps = [50", "line 2: the list of 'steps' has no closing ]");
+  refuse("[pretrain]\n\nwidths = [4, 8, 12 # and so on\n\n", "line 3: the list of 'widths' has no closing ]");
   refuse("[pretrain]\nbn = \"layer\"\n", "--bn: got 'layer', expected one of momentum, batch");
   refuse("[pretrain]\ndata = \"idx\"\n", "--data: got 'idx', expected");
   refuse("[pretrain]\nstrict = \"perhaps\"\n", "strict");
