@@ -13,9 +13,9 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <set>
 #include <stdexcept>
 #include <string_view>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -114,7 +114,8 @@ struct HeaderCheck : nlohmann::json_sax<json> {
   }
 
  private:
-  std::vector<std::unordered_set<std::string>> keys_;  ///< of the objects that are open
+  // Ordered, as a stranger can choose keys that all have the same hash.
+  std::vector<std::set<std::string>> keys_;  ///< of the objects that are open
   int lists_ = 0;
 };
 
