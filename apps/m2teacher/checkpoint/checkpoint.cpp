@@ -9,6 +9,9 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <utility>
+
 namespace m2teacher {
 namespace {
 
@@ -30,19 +33,69 @@ std::string to_json(const TrainedOn& trained_on) {
       .dump();
 }
 
-TrainedOn parse_trained_on(const std::string& file, const std::string& text) {
-  try {
-    const json found = json::parse(text);
-    return {.images = found.at("images").get<int64_t>(),
-            .shape = {.channels = found.at("channels").get<int64_t>(),
-                      .height = found.at("height").get<int64_t>(),
-                      .width = found.at("width").get<int64_t>()},
-            .pixels = {.mean = found.at("pixel_mean").get<std::vector<double>>(),
-                       .std = found.at("pixel_std").get<std::vector<double>>()}};
-  } catch (const json::exception&) {
-    throw UserError(file + ": its metadata do not say what images it was trained on");
+/// Checks what a file says of the images: a stranger's decides what memory is taken.
+class TrainedOnParser {
+ public:
+  TrainedOnParser(std::string file, const std::string& text) : file_(std::move(file)) {
+    constexpr size_t kMostCharacters = 1024;  // it takes a few hundred
+    found_ = text.size() <= kMostCharacters ? json::parse(text, nullptr, /*allow_exceptions=*/false) : json();
   }
-}
+
+  TrainedOn parse() const {
+    constexpr int64_t kMostImages = int64_t{1} << 40;
+    constexpr int64_t kLargestSide = int64_t{1} << 32;     // an IDX file holds no more bytes
+    constexpr double kSmallestDeviation = 1.0 / (1 << 8);  // that `pixel_statistics` gives
+    const int64_t images = count("images", kMostImages);
+    if (at("channels") != 1 && at("channels") != 3) {
+      refuse("channels", "1 or 3");
+    }
+    const auto channels = at("channels").get<int64_t>();
+    return {
+        .images = images,
+        .shape = {.channels = channels, .height = count("height", kLargestSide), .width = count("width", kLargestSide)},
+        .pixels = {.mean = per_channel("pixel_mean", channels, 0),
+                   .std = per_channel("pixel_std", channels, kSmallestDeviation)}};
+  }
+
+ private:
+  const json& at(const char* key) const {
+    if (!found_.is_object() || !found_.contains(key)) {
+      throw UserError(file_ + ": its metadata do not say what images it was trained on");
+    }
+    return found_[key];
+  }
+
+  [[noreturn]] void refuse(const char* key, const std::string& expected) const {
+    throw UserError(file_ + ": trained_on: " + key + ": got " + at(key).dump() + ", expected " + expected);
+  }
+
+  int64_t count(const char* key, int64_t most) const {
+    const json& value = at(key);
+    // A number that int64 cannot hold becomes a negative one here.
+    const int64_t number = value.is_number_integer() ? value.get<int64_t>() : 0;
+    if (number < 1 || number > most) {
+      refuse(key, "1 to " + std::to_string(most));
+    }
+    return number;
+  }
+
+  /// Of pixels in [0, 1].
+  std::vector<double> per_channel(const char* key, int64_t channels, double least) const {
+    const json& values = at(key);
+    const auto fits = [least](const json& value) {
+      return value.is_number() && value.get<double>() >= least && value.get<double>() <= 1;
+    };
+    if (!values.is_array() || values.size() != static_cast<size_t>(channels) ||
+        !std::all_of(values.begin(), values.end(), fits)) {
+      refuse(key,
+             "a number from " + json(least).dump() + " to 1 for each of " + std::to_string(channels) + " channels");
+    }
+    return values.get<std::vector<double>>();
+  }
+
+  std::string file_;
+  json found_;
+};
 
 /// Takes a number of our own out of the tensors of the run.
 template <typename Number>
@@ -55,6 +108,24 @@ Number take(const std::string& file, std::map<std::string, at::Tensor>& tensors,
   const Number value = found->second.item<Number>();
   tensors.erase(found);
   return value;
+}
+
+/// @throws UserError  how far the run is cannot be
+void check_counts(const Checkpoint& checkpoint) {
+  const std::string file = checkpoint.path.string();
+  const auto found = checkpoint.state.find(kStep);
+  if (found == checkpoint.state.end() || found->second.numel() != 1 || found->second.scalar_type() != at::kLong) {
+    throw UserError(file + ": a checkpoint that lacks '" + kStep + "'");
+  }
+  const auto check = [&](const char* name, int64_t count, int64_t most) {
+    if (count < 0 || count > most) {
+      throw UserError(file + ": damaged or no checkpoint of m2teacher: '" + name + "' is " + std::to_string(count) +
+                      ", expected 0 to " + std::to_string(most));
+    }
+  };
+  check(kStep, checkpoint.step(), checkpoint.settings.recipe.steps.value_or(0));
+  check(kRows, checkpoint.metrics.rows, checkpoint.step());
+  check(kLossCount, checkpoint.metrics.loss_count, checkpoint.step());
 }
 
 /// @throws UserError  a value is NaN or infinite
@@ -113,16 +184,18 @@ Checkpoint read_checkpoint(const std::filesystem::path& path) {
   Checkpoint checkpoint;
   checkpoint.path = path;
   checkpoint.settings = parse_toml(value("config"), file);
-  checkpoint.trained_on = parse_trained_on(file, value("trained_on"));
-  checkpoint.settings.recipe =
-      resolve(checkpoint.settings.recipe, checkpoint.trained_on.images, checkpoint.trained_on.shape);
+  checkpoint.trained_on = TrainedOnParser(file, value("trained_on")).parse();
+  try {
+    checkpoint.settings.recipe =
+        resolve(checkpoint.settings.recipe, checkpoint.trained_on.images, checkpoint.trained_on.shape);
+  } catch (const UserError& error) {
+    throw UserError(file + ": " + error.what());
+  }
   checkpoint.metrics.rows = take<int64_t>(file, contents.tensors, kRows);
   checkpoint.metrics.loss_count = take<int64_t>(file, contents.tensors, kLossCount);
   checkpoint.metrics.loss_sum = take<double>(file, contents.tensors, kLossSum);
   checkpoint.state = std::move(contents.tensors);
-  if (!checkpoint.state.contains(kStep) || checkpoint.state.at(kStep).numel() != 1) {
-    throw UserError(file + ": a checkpoint that lacks '" + kStep + "'");
-  }
+  check_counts(checkpoint);
   return checkpoint;
 }
 

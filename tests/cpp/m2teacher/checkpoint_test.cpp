@@ -7,9 +7,12 @@
 #include "synthetic_images.h"
 #include "temporary_folder.h"
 
+#include <ATen/ops/scalar_tensor.h>
+
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <regex>
 #include <sstream>
 
 namespace m2teacher {
@@ -40,7 +43,7 @@ class CheckpointTest : public testing::Test {
     save_checkpoint(path_, {.path = {},
                             .settings = settings_,
                             .trained_on = trained_on_,
-                            .metrics = {.rows = 7, .loss_count = 2, .loss_sum = 1.0 / 3},
+                            .metrics = {.rows = 1, .loss_count = 2, .loss_sum = 1.0 / 3},
                             .state = pretrainer_.state()});
   }
   /// Reads what `change` makes of the saved contents.
@@ -72,7 +75,7 @@ TEST_F(CheckpointTest, ComesBackAsItWas) {
   EXPECT_EQ(to_toml(back.settings), to_toml(settings_));
   EXPECT_EQ(back.settings.recipe.model.encoder.in_channels, 1);
   EXPECT_EQ(back.trained_on, trained_on_);
-  EXPECT_EQ(back.metrics.rows, 7);
+  EXPECT_EQ(back.metrics.rows, 1);
   EXPECT_EQ(back.metrics.loss_count, 2);
   EXPECT_EQ(back.metrics.loss_sum, 1.0 / 3);
   const auto state = pretrainer_.state();
@@ -132,11 +135,62 @@ TEST_F(CheckpointTest, RefusesAnotherPrograms) {
   refuse_changed([](Safetensors& c) { c.metadata["config"] = "[pretrain]\nstepps = 3\n"; }, "stepps");
   refuse_changed([](Safetensors& c) { c.metadata["trained_on"] = "{"; }, "what images it was trained on");
   refuse_changed([](Safetensors& c) { c.metadata["trained_on"] = R"({"images":"many"})"; },
-                 "what images it was trained on");
+                 R"(trained_on: images: got "many", expected 1 to )");
   refuse_changed([](Safetensors& c) { c.tensors.erase("metrics.rows"); }, "lacks 'metrics.rows'");
   refuse_changed([](Safetensors& c) { c.tensors["metrics.loss_sum"] = at::zeros({2}, at::kDouble); },
                  "lacks 'metrics.loss_sum'");
   refuse_changed([](Safetensors& c) { c.tensors.erase("step"); }, "lacks 'step'");
+}
+
+TEST_F(CheckpointTest, RefusesImagesThatCannotBe) {
+  const auto refuse = [&](const std::string& key, const std::string& value, const std::string& expected) {
+    refuse_changed(
+        [&](Safetensors& c) {
+          std::string& text = c.metadata.at("trained_on");
+          text = std::regex_replace(text, std::regex("\"" + key + R"(":(\[[^\]]*\]|\d+))"), "\"" + key + "\":" + value);
+        },
+        "changed: trained_on: " + key + ": got " + value + ", expected " + expected);
+  };
+  for (const char* value :
+       {"0", "-1", "4", "20000000", "1000000000", "18446744073709551615", "2", "1.5", "true", "null"}) {
+    refuse("channels", value, "1 or 3");
+  }
+  for (const char* value : {"0", "-5", "1.5e+300", "4611686018427387904", "[]"}) {
+    refuse("images", value, "1 to 1099511627776");
+    refuse("height", value, "1 to 4294967296");
+    refuse("width", value, "1 to 4294967296");
+  }
+  for (const char* value : {"[]", "0.5", "[0.1,0.2,0.3]", "[-0.1]", "[1.5]", "[\"a\"]", "[null]"}) {
+    refuse("pixel_mean", value, "a number from 0.0 to 1 for each of 1 channels");
+  }
+  for (const char* value : {"[]", "0.5", "[0.1,0.2,0.3]", "[0.0]", "[-0.1]", "[1e-320]", "[null]"}) {
+    refuse("pixel_std", value, "a number from 0.00390625 to 1 for each of 1 channels");
+  }
+  // What a parser would take 70 times the memory for.
+  refuse_changed([](Safetensors& c) { c.metadata["trained_on"] += std::string(2000, ' '); },
+                 "what images it was trained on");
+  refuse_changed([](Safetensors& c) { c.metadata["trained_on"] = "[" + c.metadata["trained_on"] + "]"; },
+                 "what images it was trained on");
+  refuse_changed(
+      [](Safetensors& c) {
+        std::string& text = c.metadata["trained_on"];
+        text.replace(text.find("\"images\":40"), 11, "\"images\":3");
+      },
+      "changed: --batch-size: 4 is more than the 3 training images");
+}
+
+TEST_F(CheckpointTest, RefusesCountsThatCannotBe) {
+  const auto refuse = [&](const char* name, const at::Tensor& value, const std::string& says) {
+    refuse_changed([&](Safetensors& c) { c.tensors.at(name) = value; }, says);
+  };
+  const auto count = [](int64_t value) { return at::scalar_tensor(value, at::kLong); };
+  refuse("step", count(-1), "'step' is -1, expected 0 to 5");
+  refuse("step", count(6), "'step' is 6, expected 0 to 5");
+  refuse("step", at::scalar_tensor(3.0, at::kDouble), "lacks 'step'");
+  refuse("metrics.rows", count(-3), "'metrics.rows' is -3, expected 0 to 3");
+  refuse("metrics.rows", count(4), "'metrics.rows' is 4, expected 0 to 3");
+  refuse("metrics.loss_count", count(-1), "'metrics.loss_count' is -1, expected 0 to 3");
+  refuse("metrics.loss_count", count(4), "'metrics.loss_count' is 4, expected 0 to 3");
 }
 
 TEST_F(CheckpointTest, RefusesAnotherModels) {
