@@ -6,6 +6,7 @@
 #include "commands/dry_run.h"
 #include "error.h"
 #include "settings/run_flags.h"
+#include "text/printable.h"
 
 #include <CLI/CLI.hpp>
 
@@ -41,8 +42,8 @@ RunSettings saved_settings(const std::filesystem::path& folder) {
   if (!newest) {
     throw UserError(folder.string() + ": holds no run to go on with (there is no " + kConfigFile + ")");
   }
-  std::cerr << (folder / kConfigFile).string() << ": is lost: the settings are those of "
-            << newest->path.filename().string() << '\n';
+  std::cerr << printable((folder / kConfigFile).string()) << ": is lost: the settings are those of "
+            << printable(newest->path.filename().string()) << '\n';
   return newest->settings;
 }
 

@@ -50,14 +50,24 @@ std::vector<std::vector<std::string>> tensors_table(const Checkpoint& checkpoint
   return rows;
 }
 
+/// As `printable`, of every line.
+std::string printable_lines(const std::string& text) {
+  std::istringstream lines(text);
+  std::string out;
+  for (std::string line; std::getline(lines, line);) {
+    out += printable(line) + '\n';
+  }
+  return out;
+}
+
 }  // namespace
 
 void run_info(const InfoCommand& command) {
   const Checkpoint checkpoint = open_checkpoint(command.checkpoint, std::cerr);
-  std::cout << checkpoint.path.string() << ": whole, after step " << checkpoint.step() << " of "
+  std::cout << printable(checkpoint.path.string()) << ": whole, after step " << checkpoint.step() << " of "
             << checkpoint.settings.recipe.steps.value_or(0) << '\n'
             << "trained on " << describe(checkpoint.trained_on) << "\n\n"
-            << to_toml(checkpoint.settings) << '\n'
+            << printable_lines(to_toml(checkpoint.settings)) << '\n'
             << format_table(command.tensors ? tensors_table(checkpoint) : parts_table(checkpoint)) << std::flush;
 }
 

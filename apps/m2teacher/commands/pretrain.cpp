@@ -99,7 +99,7 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
       throw UserError(folder.path().string() +
                       ": none of its checkpoints is whole; without them the run would start from the beginning");
     }
-    std::cerr << folder.path().string() << ": no checkpoint yet: the run starts from the beginning\n";
+    std::cerr << printable(folder.path().string()) << ": no checkpoint yet: the run starts from the beginning\n";
     write_text_file(folder.config(), config);
     return std::make_unique<MetricsFile>(folder.metrics());
   }
@@ -113,8 +113,8 @@ std::unique_ptr<MetricsFile> resume(const RunFolder& folder, const RunSettings& 
   pretrainer.load_state(saved.state);
   MetricsState rows = checkpoint->metrics;
   if (!std::filesystem::exists(folder.metrics())) {
-    std::cerr << folder.metrics().string() << ": is lost: a new one goes on after step " << pretrainer.steps_done()
-              << '\n';
+    std::cerr << printable(folder.metrics().string()) << ": is lost: a new one goes on after step "
+              << pretrainer.steps_done() << '\n';
     const MetricsFile begun(folder.metrics());
     rows.rows = 0;
   }

@@ -90,3 +90,14 @@ def test_info_tells_what_a_checkpoint_holds(train: Train, m2teacher: Run) -> Non
     listed = m2teacher("info", "--checkpoint", run, "--tensors").stdout
     assert "| teacher.encoder.conv1.weight " in listed
     assert "[8, 1, 3, 3]" in listed
+
+
+def test_info_shows_a_strangers_escapes_as_text(m2teacher: Run, data: Path, tmp_path: Path) -> None:
+    link, run = tmp_path / "\x1b[2Jdata", tmp_path / "run"
+    link.symlink_to(data)
+    trained = m2teacher(*pretrain_arguments(link, run))
+    assert trained.returncode == 0, trained.stderr
+    info = m2teacher("info", "--checkpoint", run)
+    assert info.returncode == 0, info.stderr
+    assert f'data = "idx:{tmp_path}/\\x1b[2Jdata"\n' in info.stdout
+    assert "\x1b" not in info.stdout
