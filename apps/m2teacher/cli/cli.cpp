@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "distributed/together.h"
+#include "output/file_descriptor.h"
 #include "output/standard_streams.h"
 #include "settings/run_flags.h"
 #include "settings/strict_toml.h"
@@ -123,6 +124,7 @@ int run_command(int argc, const char* const* argv, const std::string& process_gr
 }  // namespace
 
 int run(int argc, const char* const* argv, const std::string& process_group) {
+  let_writes_fail();
   open_standard_streams();
   const int code = run_command(argc, argv, process_group);
   return standard_streams_arrived() || code != kExitSuccess ? code : kExitFailure;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <utility>
 
 namespace m2teacher {
@@ -12,6 +13,11 @@ namespace {
 constexpr mode_t kFileMode = 0644;
 
 }  // namespace
+
+void let_writes_fail() {
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+}
 
 FileDescriptor::FileDescriptor(const std::filesystem::path& path, int flags)
     : value_(::open(path.c_str(), flags | O_CLOEXEC, kFileMode)) {}

@@ -5,6 +5,10 @@
 
 namespace m2teacher {
 
+/// Lets calls that write into a pipe which nobody reads any more, or beyond the limit on a file's size, fail with errno
+/// as all others do. By default a signal ends the process there, before a run could save a checkpoint.
+void let_writes_fail();
+
 /// A file opened for writing, closed when this goes. Failures are told by `false` and errno, as by the system's calls.
 class FileDescriptor {
  public:

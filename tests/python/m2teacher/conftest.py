@@ -160,11 +160,9 @@ def start(binary: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the trainer without waiting for its end."""
     started = []
 
-    def run(*arguments: object) -> subprocess.Popen[str]:
+    def run(*arguments: object, output: int = subprocess.PIPE) -> subprocess.Popen[str]:
         command = [str(binary), *map(str, arguments)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, text=True, preexec_fn=take_interrupts)
         started.append(process)
         return process
 

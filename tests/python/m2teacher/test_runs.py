@@ -337,6 +337,16 @@ def test_the_config_repeats_the_run(m2teacher: Run, train: Callable[..., Path], 
     assert steps_of(longer) == [20]
 
 
+def test_a_limit_on_the_size_of_files_leaves_nothing_half_written(binary: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["bash", "-c", 'ulimit -f 4; exec "$0" "$@"', str(binary), *long_run(data, run)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    first = checkpoint_of(run, 7)
+    assert f"m2teacher: error: {first}: cannot be written: File too large" in result.stderr.splitlines()[-1]
+    assert sorted(path.name for path in run.iterdir()) == ["config.toml", "metrics.csv"]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of one megabyte."""

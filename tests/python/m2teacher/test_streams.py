@@ -3,12 +3,14 @@
 import os
 import pty
 import re
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import checkpoint_of, metrics, pretrain_arguments
+from .conftest import Start, checkpoint_of, metrics, pretrain_arguments, steps_of, wait_for
 
 
 def shell(binary: Path, *arguments: object, redirection: str = "") -> subprocess.CompletedProcess[str]:
@@ -40,6 +42,41 @@ def test_output_that_cannot_be_written_is_an_error(binary: Path, trained: Path, 
 def test_errors_that_cannot_be_written_are_errors(binary: Path, data: Path, tmp_path: Path) -> None:
     assert shell(binary, *pretrain_arguments(data, tmp_path / "run"), redirection="2>/dev/full").returncode == 1
     assert checkpoint_of(tmp_path / "run").exists()
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe to write to whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(
+    start: Start, data: Path, trained: Path, tmp_path: Path, unread: int
+) -> None:
+    run = tmp_path / "run"
+    assert start(*pretrain_arguments(data, run), output=unread).wait(timeout=120) == 1
+    assert metrics(run) == metrics(trained)
+    assert checkpoint_of(run).exists()
+
+
+def test_a_signal_saves_when_nobody_reads_the_output(start: Start, data: Path, tmp_path: Path, unread: int) -> None:
+    run = tmp_path / "run"
+    process = start(*pretrain_arguments(data, run, steps=100_000, checkpoint_every=100_000), output=unread)
+    wait_for(lambda: (run / "metrics.csv").exists() and len(metrics(run)) > 1, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 1
+    assert len(steps_of(run)) == 1
+
+
+def test_results_that_nobody_reads_are_an_error(binary: Path, trained: Path, unread: int) -> None:
+    command = [str(binary), "info", "--checkpoint", str(trained)]
+    result = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    said = result.stderr.removesuffix("\n").removesuffix(": Broken pipe")  # for the reason see above
+    assert said == "m2teacher: error: standard output cannot be written"
 
 
 @pytest.mark.parametrize(("kind", "escapes"), [("xterm", True), ("dumb", False)])
