@@ -1,6 +1,7 @@
 #include "data/cifar10.h"
 
 #include "error.h"
+#include "regular_file.h"
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -18,9 +19,11 @@ constexpr int64_t kCifarChannels = 3;
 constexpr int64_t kRecordBytes = 1 + kCifarChannels * kCifarSide * kCifarSide;
 constexpr int64_t kCifarClasses = 10;
 constexpr int kCifarBatches = 5;
+constexpr int64_t kMostNamesBytes = int64_t{1} << 16;
 
 /// Records of a label and three planes: (N, 3073), uint8.
 at::Tensor read_records(const std::filesystem::path& path) {
+  refuse_irregular(path);
   std::ifstream stream(path, std::ios::binary | std::ios::ate);
   if (!stream) {
     throw UserError(path.string() + ": cannot be opened: " + std::strerror(errno));
@@ -50,8 +53,15 @@ std::shared_ptr<TensorSource> make_cifar_source(const at::Tensor& records) {
 }
 
 std::vector<std::string> cifar_class_names(const std::filesystem::path& path) {
+  refuse_irregular(path);
+  std::ifstream stream(path, std::ios::ate);
+  const auto bytes = static_cast<int64_t>(stream.tellg());  // -1: there is none
+  if (bytes > kMostNamesBytes) {
+    throw UserError(path.string() + ": has " + std::to_string(bytes) + " bytes, at most " +
+                    std::to_string(kMostNamesBytes) + " are read");
+  }
+  stream.seekg(0);
   std::vector<std::string> names;
-  std::ifstream stream(path);
   for (std::string name; std::getline(stream, name) && !name.empty();) {
     names.push_back(name);
   }

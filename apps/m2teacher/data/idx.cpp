@@ -1,6 +1,7 @@
 #include "data/idx.h"
 
 #include "error.h"
+#include "regular_file.h"
 
 #include <ATen/ops/empty.h>
 
@@ -26,9 +27,7 @@ constexpr int64_t kMostExpansion = 1032;  // of what gzip compresses
 class GzipReader {
  public:
   explicit GzipReader(const std::filesystem::path& path) : path_(path.string()) {
-    if (std::filesystem::is_directory(path)) {
-      throw UserError(path_ + ": is a folder, expected an IDX file");
-    }
+    refuse_irregular(path);
     errno = 0;
     file_.reset(gzopen(path_.c_str(), "rb"));
     if (!file_) {

@@ -1,6 +1,7 @@
 #include "output/atomic_file.h"
 
 #include "error.h"
+#include "regular_file.h"
 #include "text/printable.h"
 
 #include <fcntl.h>
@@ -38,9 +39,7 @@ bool flush_folder(const std::filesystem::path& folder) {
 
 /// The path, unless something stands there that a file must not take the place of: a folder, a device, a pipe.
 std::filesystem::path replaceable(std::filesystem::path path) {
-  std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+  if (is_irregular(path)) {
     throw UserError(path.string() + ": cannot be written: it is there already and no regular file");
   }
   return path;

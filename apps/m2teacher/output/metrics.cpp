@@ -1,6 +1,7 @@
 #include "output/metrics.h"
 
 #include "error.h"
+#include "regular_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@ constexpr std::string_view kHead =
     "step,images,loss,learning_rate,param_momentum,bn_momentum,teacher_knn,seconds,images_per_second";
 constexpr size_t kSecondsColumn = 7;
 constexpr int kTimeDigits = 1;
+constexpr size_t kLineBytes = 1024;
 
 /// The shortest text that gives the same number back.
 std::string exact(double value) {
@@ -46,8 +48,9 @@ double column(std::string_view row, size_t index) {
 
 }  // namespace
 
-MetricsFile::MetricsFile(const std::filesystem::path& path)
-    : path_(path.string()), file_(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND) {
+MetricsFile::MetricsFile(const std::filesystem::path& path) : path_(path.string()) {
+  refuse_irregular(path);
+  file_ = FileDescriptor(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND);
   if (!file_.is_open()) {
     fail();
   }
@@ -56,12 +59,15 @@ MetricsFile::MetricsFile(const std::filesystem::path& path)
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, const MetricsState& state)
     : path_(path.string()), state_(state) {
+  refuse_irregular(path);
   errno = 0;
   std::ifstream stream(path, std::ios::binary);
-  std::string line;
-  // A line that the file's end cuts off is none.
+  std::array<char, kLineBytes> buffer{};
+  std::string_view line;
+  // A line that the file's end cuts off is none, nor is one that no run writes, it being too long.
   const auto next_line = [&] {
-    const bool whole = std::getline(stream, line) && !stream.eof();
+    const bool whole = stream.getline(buffer.data(), buffer.size()) && !stream.eof();
+    line = buffer.data();
     if (!stream.is_open() || stream.bad()) {
       throw UserError(path_ + ": cannot be read: " + std::strerror(errno != 0 ? errno : EIO));
     }

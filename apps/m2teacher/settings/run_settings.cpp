@@ -1,6 +1,7 @@
 #include "settings/run_settings.h"
 
 #include "error.h"
+#include "regular_file.h"
 #include "settings/run_flags.h"
 #include "settings/strict_toml.h"
 #include "text/printable.h"
@@ -29,7 +30,14 @@ class Declaration {
     add_run_flags(run_flags_, settings);
   }
 
-  void parse(std::istream& input) { root_.parse_from_stream(input); }
+  /// @throws UserError  names the file
+  void parse(std::istream& input, const std::string& file) {
+    try {
+      root_.parse_from_stream(input);
+    } catch (const CLI::ParseError& error) {
+      throw UserError(file + ": " + words_of(error));
+    }
+  }
 
   const std::vector<Flag>& root_flags() const { return root_flags_.all(); }
   const std::vector<Flag>& run_flags() const { return run_flags_.all(); }
@@ -92,22 +100,29 @@ RunSettings parse_toml(const std::string& text, const std::string& file) {
   RunSettings settings;
   Declaration declared(settings);
   std::istringstream stream(text);
-  try {
-    declared.parse(stream);
-  } catch (const CLI::ParseError& error) {
-    throw UserError(file + ": " + words_of(error));
-  }
+  declared.parse(stream, file);
   return settings;
 }
 
 RunSettings read_config(const std::filesystem::path& path) {
+  refuse_irregular(path);
   errno = 0;
   std::ifstream stream(path);
-  std::ostringstream text;
-  if (!stream || !(text << stream.rdbuf())) {
-    throw UserError(path.string() + ": cannot be read: " + std::strerror(errno != 0 ? errno : EIO));
+  const bool empty = stream.peek() == std::ifstream::traits_type::eof();
+  const auto check = [&] {
+    if (!stream.is_open() || stream.bad()) {
+      throw UserError(path.string() + ": cannot be read: " + std::strerror(errno != 0 ? errno : EIO));
+    }
+  };
+  check();
+  if (empty) {
+    throw UserError(path.string() + ": is empty");
   }
-  return parse_toml(text.str(), path.string());
+  RunSettings settings;
+  Declaration declared(settings);
+  declared.parse(stream, path.string());  // no more of it than a sound one can have
+  check();
+  return settings;
 }
 
 std::vector<NamedValue> fixed_settings(const RunSettings& settings) {

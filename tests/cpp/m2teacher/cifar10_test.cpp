@@ -1,6 +1,7 @@
 #include "data/cifar10.h"
 
 #include "data/load_dataset.h"
+#include "expect_regular_file.h"
 #include "expect_user_error.h"
 #include "temporary_folder.h"
 
@@ -58,7 +59,10 @@ TEST_F(Cifar10, RefusesWhatIsDamagedOrMissing) {
   expect_user_error([&] { load(); }, "data_batch_2.bin: has 0 bytes");
   write("data_batch_2.bin", record(10, 30));
   expect_user_error([&] { load(); }, "data_batch_2.bin: holds label 10, expected 0 to 9");
-  std::filesystem::remove(folder_ / "data_batch_2.bin");
+  expect_regular_file(folder_ / "data_batch_2.bin", [&] { load(); });
+  expect_regular_file(folder_ / "batches.meta.txt", [&] { load(); });
+  write("batches.meta.txt", std::string((1 << 16) + 1, '\n'));
+  expect_user_error([&] { load(); }, "batches.meta.txt: has 65537 bytes, at most 65536 are read");
   std::filesystem::remove(folder_ / "test_batch.bin");
   expect_user_error([&] { load(); }, "test_batch.bin: cannot be opened");
   std::filesystem::remove(folder_ / "data_batch_1.bin");

@@ -1,5 +1,7 @@
 #include "output/metrics.h"
 
+#include "expect_little_memory.h"
+#include "expect_regular_file.h"
 #include "expect_user_error.h"
 #include "temporary_folder.h"
 
@@ -67,6 +69,16 @@ TEST(MetricsFile, GoesOnWhereItsStateSays) {
     expect_user_error([&] { MetricsFile(path, state); }, "not the metrics of a run");
     EXPECT_EQ(read_bytes(path), other);
   }
+}
+
+TEST(MetricsFile, IsARegularFileOfShortLines) {
+  const TemporaryFolder folder;
+  const auto path = folder / "metrics.csv";
+  expect_regular_file(path, [&] { const MetricsFile begun(path); });
+  expect_regular_file(path, [&] { MetricsFile(path, MetricsState()); });
+  write_bytes(path, kHead);
+  expect_little_memory(path,
+                       [&] { expect_user_error([&] { MetricsFile(path, {.rows = 1}); }, "has lost rows: holds 0"); });
 }
 
 }  // namespace

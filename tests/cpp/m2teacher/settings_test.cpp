@@ -1,6 +1,9 @@
 #include "settings/run_settings.h"
 
+#include "expect_little_memory.h"
+#include "expect_regular_file.h"
 #include "expect_user_error.h"
+#include "temporary_folder.h"
 
 #include <algorithm>
 #include <map>
@@ -137,7 +140,17 @@ TEST(RunSettings, ErrorsNameTheFileAndTheSetting) {
   refuse("[pretrain]\nblur = 0.5\n", "--blur");
   refuse("threads = 0\n", "--threads: got 0, expected 1 to 1024");
   expect_user_error([] { read_config("/nowhere/a.toml"); }, "/nowhere/a.toml: cannot be read");
-  expect_user_error([] { read_config("/"); }, "/: cannot be read");
+}
+
+TEST(RunSettings, AreReadFromRegularFilesOfSomeLength) {
+  const TemporaryFolder folder;
+  const auto path = folder / "config.toml";
+  expect_regular_file(path, [&] { read_config(path); });
+  write_bytes(path, "");
+  expect_user_error([&] { read_config(path); }, "config.toml: is empty");
+  write_bytes(path, "[pretrain]\n");
+  expect_little_memory(
+      path, [&] { expect_user_error([&] { read_config(path); }, "config.toml: longer than 262144 characters"); });
 }
 
 TEST(FixedSettings, AreWhatResultsDependOn) {
