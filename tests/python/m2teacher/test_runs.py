@@ -322,7 +322,7 @@ def test_a_checkpoint_is_enough_to_go_on(m2teacher: Run, train: Callable[..., Pa
     assert (run / "config.toml").read_text() == (whole / "config.toml").read_text()
 
 
-def test_the_config_repeats_the_run(m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_config_repeats_the_run(binary: Path, m2teacher: Run, train: Callable[..., Path], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(train(seed=3), whole)
     again = tmp_path / "again"
@@ -335,6 +335,9 @@ def test_the_config_repeats_the_run(m2teacher: Run, train: Callable[..., Path], 
     result = m2teacher("pretrain", "--config", whole / "config.toml", "--steps", 20, "--out", longer)
     assert result.returncode == 0, result.stderr
     assert steps_of(longer) == [20]
+    piped = ["bash", "-c", 'cat "$1" | "$0" pretrain --config /dev/stdin --steps 20 --out "$2"']
+    subprocess.run([*piped, binary, whole / "config.toml", tmp_path / "piped"], check=True, timeout=120)
+    assert metrics(tmp_path / "piped") == metrics(longer)
 
 
 def test_a_limit_on_the_size_of_files_leaves_nothing_half_written(binary: Path, data: Path, tmp_path: Path) -> None:
