@@ -18,7 +18,8 @@ inline bool is_irregular(const std::filesystem::path& path) {
 /// A file that is missing is left to whoever opens it. @throws UserError
 inline void refuse_irregular(const std::filesystem::path& path) {
   if (is_irregular(path)) {
-    throw UserError(path.string() + ": is no regular file");
+    throw UserError(path.string() + (std::filesystem::is_directory(path) ? ": is a folder, expected a regular file"
+                                                                         : ": is no regular file"));
   }
 }
 

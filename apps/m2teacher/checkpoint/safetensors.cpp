@@ -3,6 +3,7 @@
 #include "checkpoint/checksum.h"
 #include "error.h"
 #include "output/atomic_file.h"
+#include "regular_file.h"
 
 #include <ATen/ops/empty.h>
 #include <nlohmann/json.hpp>
@@ -245,9 +246,7 @@ class HeaderParser {
 class Reader {
  public:
   explicit Reader(const std::filesystem::path& path) : file_(path.string()) {
-    if (std::filesystem::is_directory(path)) {
-      throw UserError(file_ + ": is a folder, expected a safetensors file");
-    }
+    refuse_irregular(path);
     errno = 0;
     stream_.open(path, std::ios::binary);
     if (!stream_) {

@@ -15,7 +15,7 @@ void expect_regular_file(const std::filesystem::path& path, const Call& call) {
   const std::string error = path.string() + ": is no regular file";
   std::filesystem::remove(path);
   std::filesystem::create_directory(path);
-  expect_user_error(call, error);
+  expect_user_error(call, path.string() + ": is a folder, expected a regular file");
   std::filesystem::remove(path);
   std::filesystem::create_symlink("/dev/zero", path);
   expect_user_error(call, error);

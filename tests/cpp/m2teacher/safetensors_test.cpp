@@ -1,6 +1,7 @@
 #include "checkpoint/safetensors.h"
 
 #include "checkpoint/checksum.h"
+#include "expect_regular_file.h"
 #include "expect_user_error.h"
 #include "temporary_folder.h"
 
@@ -123,7 +124,7 @@ TEST(Safetensors, RefusesEveryDamageToTheHeader) {
   write_bytes(folder / "huge", huge);
   expect_user_error([&] { read_safetensors(folder / "huge"); }, "truncated or damaged");
   expect_user_error([&] { read_safetensors(folder / "nowhere"); }, "cannot be opened");
-  expect_user_error([&] { read_safetensors(folder / ""); }, "is a folder");
+  expect_regular_file(folder / "irregular", [&] { read_safetensors(folder / "irregular"); });
 }
 
 TEST(CheckedSafetensors, RoundTrip) {
