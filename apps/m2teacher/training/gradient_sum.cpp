@@ -30,9 +30,10 @@ struct GradientSum::State {
   State(const Ranks& chosen, int64_t passes_of_batch, int64_t batches_of_step)
       : ranks(chosen), passes(passes_of_batch), batches(batches_of_step) {}
 
-  /// A parameter has got its gradient of one pass. For each of them by one thread at a time.
+  /// A parameter has got its gradient of one pass. Threads that run passes at once may say so at once: torch's lock
+  /// covers the gradient, but not this call.
   void add(Entry& entry) {
-    if (--entry.passes_left > 0) {
+    if (!was_last_pass(entry)) {
       return;
     }
     entry.batches_left == batches ? entry.place.copy_(entry.parameter.grad())
@@ -48,6 +49,11 @@ struct GradientSum::State {
     while (waits.size() < buckets.size() && buckets[waits.size()].missing == 0) {
       waits.push_back(ranks.begin_sum(buckets[waits.size()].values));
     }
+  }
+
+  bool was_last_pass(Entry& entry) {
+    const std::lock_guard lock(mutex);
+    return --entry.passes_left == 0;
   }
 
   void expect_step() {

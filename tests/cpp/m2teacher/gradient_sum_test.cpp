@@ -4,9 +4,14 @@
 #include "thread_ranks.h"
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <gtest/gtest.h>
+#include <torch/nn/modules/container/parameterlist.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
+
+#include <barrier>
+#include <thread>
 
 namespace m2teacher {
 namespace {
@@ -94,6 +99,35 @@ TEST(GradientSum, IsThatOfAllBatchesOfAStep) {
       }
     }
   });
+}
+
+/// Two passes often end at a parameter in the same moment: one waits there until the other has added its gradient.
+TEST(GradientSum, TakesPassesOfTwoThreadsAtOnce) {
+  constexpr int kSteps = 200;
+  constexpr int kPasses = 2;
+  torch::nn::ParameterList parameters;
+  for (int i = 0; i < 50; ++i) {
+    parameters->append(at::zeros({2000}).requires_grad_());
+  }
+  GradientSum sum(*parameters, Ranks(), kPasses, /*batches=*/2);
+  std::barrier together(kPasses);
+  for (int step = 0; step < kSteps; ++step) {
+    const auto pass = [&](double factor) {
+      const at::Tensor loss = at::cat(parameters->parameters()).sum() * factor;
+      together.arrive_and_wait();
+      loss.backward();
+    };
+    for (int batch = 0; batch < 2; ++batch) {
+      std::thread other(pass, 1);
+      pass(10);
+      other.join();
+    }
+    sum.finish();
+    for (at::Tensor& parameter : parameters->parameters()) {
+      ASSERT_TRUE(parameter.grad().eq(22).all().item<bool>());
+      parameter.mutable_grad().reset();
+    }
+  }
 }
 
 TEST(GradientSum, MissesAParameterWithoutGradient) {
