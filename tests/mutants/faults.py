@@ -104,7 +104,7 @@ FAULTS = [
     ),
     Fault(
         "src/ops/normalise/inputs.cpp",
-        '    check_parameter(x, view_var_sum, "view_var_sum");\n',
+        '    check_array(x, view_var_sum, "view_var_sum");\n',
         "",
         f"{PYTHON}/test_errors.py::test_buffers_replaced_between_calls",
         builds="momentum_bn",
