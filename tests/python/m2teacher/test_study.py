@@ -1,6 +1,7 @@
 """The study of momentum, plain BatchNorm and EMAN: a small one from end to end, and what it says of its figures."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,9 @@ def test_trains_the_same_images_with_each_and_goes_on_where_it_was(binary: Path,
     def run() -> str:
         script = str(REPOSITORY / "apps/m2teacher/study.py")
         command = [sys.executable, script, str(out), "--images", str(IMAGES), "--seeds", "1", "--data", f"idx:{data}"]
-        result = subprocess.run(command, capture_output=True, text=True, env={"BIN": str(trainer)}, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"BIN": str(trainer)}, check=False
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout
 
