@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -192,6 +193,17 @@ def test_view_of_a_larger_tensor():
     hidden.square().sum().backward()
     ((other[:, :3]).square().sum() + y_expected.square().sum()).backward()
     assert_close(leaf.grad, other.grad, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_view_that_was_overwritten_goes_with_its_graph(training):
+    m = layer(training, ("weight",), activation="relu")
+    leaf = torch.rand(2, 6, 4, 5, requires_grad=True)
+    y = m((leaf * 1)[:, 3:], torch.rand(2, 3, 4, 5))
+    assert y._is_view()
+    graph_is_there = weakref.ref(leaf)
+    del leaf, y
+    assert graph_is_there() is None
 
 
 def with_negative_bit(*shape):

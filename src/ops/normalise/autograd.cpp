@@ -240,13 +240,17 @@ struct SavedResult {
   at::Tensor* saved;
 };
 
+/// An x that was overwritten, as its node may keep it. Where x is a view, autograd makes x a history that holds the
+/// node itself: if the node kept x with it, neither would ever go.
+at::Tensor keepable(const at::Tensor& x) { return x.is_view() ? x.detach() : x; }
+
 struct TrainInplaceNode : Function<TrainInplaceNode> {
   static at::Tensor forward(AutogradContext* ctx, at::Tensor x, const MaybeTensor& /*residual*/,
                             const MaybeTensor& /*weight*/, const MaybeTensor& /*bias*/,
                             const ops::ForwardTrainInplace& call, SavedResult result) {
     const auto saved = below_autograd(call);
     ctx->mark_dirty({x});
-    save_for_backward(ctx, call, x, saved);
+    save_for_backward(ctx, call, keepable(x), saved);
     *result.saved = saved;
     return x;
   }
@@ -265,7 +269,7 @@ struct EvalInplaceNode : Function<EvalInplaceNode> {
     below_autograd(call);
     ctx->mark_dirty({x});
     ctx->save_for_backward(
-        {call.activation ? x : at::Tensor(), tensor_or_none(weight), call.running_mean, call.running_var});
+        {call.activation ? keepable(x) : at::Tensor(), tensor_or_none(weight), call.running_mean, call.running_var});
     ctx->saved_data["eps"] = call.eps;
     Inputs::save(ctx, {&residual, &weight, &bias});
     return x;
