@@ -136,6 +136,7 @@ def wrong(trainer: Trainer, case: Case, before: Path | None, uncut: Path) -> str
     """
     place = trainer.folder / f"{case.number}-{case.kind}"
     place.mkdir()
+    Path(f"{place}.calls").unlink(missing_ok=True)  # of the same case of another test
     if before:
         shutil.copytree(before, place / "run")
     code = trainer.run(place, case)
