@@ -97,35 +97,38 @@ class TrainedOnParser {
   json found_;
 };
 
-/// Takes a number of our own out of the tensors of the run.
+/// A number of our own among the tensors of the run. @throws UserError  it is missing, or no single one of the type
 template <typename Number>
-Number take(const std::string& file, std::map<std::string, at::Tensor>& tensors, const char* name) {
+Number number_in(const std::string& file, const std::map<std::string, at::Tensor>& tensors, const char* name) {
   const auto found = tensors.find(name);
   if (found == tensors.end() || found->second.numel() != 1 ||
       found->second.scalar_type() != c10::CppTypeToScalarType<Number>::value) {
     throw UserError(file + ": a checkpoint that lacks '" + name + "'");
   }
-  const Number value = found->second.item<Number>();
-  tensors.erase(found);
+  return found->second.item<Number>();
+}
+
+/// The same, out of the tensors.
+template <typename Number>
+Number take(const std::string& file, std::map<std::string, at::Tensor>& tensors, const char* name) {
+  const auto value = number_in<Number>(file, tensors, name);
+  tensors.erase(name);
   return value;
 }
 
 /// @throws UserError  how far the run is cannot be
 void check_counts(const Checkpoint& checkpoint) {
   const std::string file = checkpoint.path.string();
-  const auto found = checkpoint.state.find(kStep);
-  if (found == checkpoint.state.end() || found->second.numel() != 1 || found->second.scalar_type() != at::kLong) {
-    throw UserError(file + ": a checkpoint that lacks '" + kStep + "'");
-  }
+  const auto step = number_in<int64_t>(file, checkpoint.state, kStep);
   const auto check = [&](const char* name, int64_t count, int64_t most) {
     if (count < 0 || count > most) {
       throw UserError(file + ": damaged or no checkpoint of m2teacher: '" + name + "' is " + std::to_string(count) +
                       ", expected 0 to " + std::to_string(most));
     }
   };
-  check(kStep, checkpoint.step(), checkpoint.settings.recipe.steps.value_or(0));
-  check(kRows, checkpoint.metrics.rows, checkpoint.step());
-  check(kLossCount, checkpoint.metrics.loss_count, checkpoint.step());
+  check(kStep, step, checkpoint.settings.recipe.steps.value_or(0));
+  check(kRows, checkpoint.metrics.rows, step);
+  check(kLossCount, checkpoint.metrics.loss_count, step);
 }
 
 /// @throws UserError  a value is NaN or infinite
