@@ -30,14 +30,7 @@ class Declaration {
     add_run_flags(run_flags_, settings);
   }
 
-  /// @throws UserError  names the file
-  void parse(std::istream& input, const std::string& file) {
-    try {
-      root_.parse_from_stream(input);
-    } catch (const CLI::ParseError& error) {
-      throw UserError(file + ": " + words_of(error));
-    }
-  }
+  void parse(std::istream& input) { root_.parse_from_stream(input); }
 
   const std::vector<Flag>& root_flags() const { return root_flags_.all(); }
   const std::vector<Flag>& run_flags() const { return run_flags_.all(); }
@@ -48,6 +41,17 @@ class Declaration {
   Flags root_flags_;
   Flags run_flags_;
 };
+
+/// @param file  for messages
+RunSettings parse(std::istream& input, const std::string& file) {
+  RunSettings settings;
+  try {
+    Declaration(settings).parse(input);
+  } catch (const CLI::ParseError& error) {
+    throw UserError(file + ": " + words_of(error));
+  }
+  return settings;
+}
 
 /// Whether the line is read as the values that it was made of.
 bool keeps(const std::string& line, const std::vector<std::string>& values) {
@@ -97,11 +101,8 @@ std::string to_toml(const RunSettings& settings) {
 }
 
 RunSettings parse_toml(const std::string& text, const std::string& file) {
-  RunSettings settings;
-  Declaration declared(settings);
   std::istringstream stream(text);
-  declared.parse(stream, file);
-  return settings;
+  return parse(stream, file);
 }
 
 RunSettings read_config(const std::filesystem::path& path) {
@@ -118,9 +119,7 @@ RunSettings read_config(const std::filesystem::path& path) {
   if (empty) {
     throw UserError(path.string() + ": is empty");
   }
-  RunSettings settings;
-  Declaration declared(settings);
-  declared.parse(stream, path.string());  // no more of it than a sound one can have
+  RunSettings settings = parse(stream, path.string());  // no more of it than a sound one can have
   check();
   return settings;
 }
