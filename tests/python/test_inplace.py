@@ -227,9 +227,17 @@ def test_view_with_the_negative_bit(make, training):
     assert_same(snapshot(m), snapshot(expected))
 
 
+@pytest.mark.parametrize("key", ["Conjugate", "Negative"])
+def test_every_operator_that_changes_an_argument_takes_such_views(key):
+    schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("momentum_bn::")]
+    writing = [s.name for s in schemas if any(a.alias_info and a.alias_info.is_write for a in s.arguments)]
+    assert "momentum_bn::_teacher_update_" in writing
+    for name in writing:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, key), name
+
+
 def test_operators_with_arguments_of_the_negative_bit():
-    momentum = with_negative_bit(1).double()[0]
-    momentum = torch.complex(momentum, -momentum).conj().imag
+    momentum = torch.zeros((), dtype=torch.complex128).conj().imag
     cur_iter = torch.zeros((), dtype=torch.int64)
     torch.ops.momentum_bn._advance_schedule_(cur_iter, momentum, 100, "cosine")
     assert cur_iter == 1
